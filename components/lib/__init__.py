@@ -1,0 +1,1 @@
+"""What stages share. Nothing here imports kfp or kubernetes."""
