@@ -1,0 +1,30 @@
+"""KFP declaration of the stage; the work is in `stage.py`."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.PREPROCESS, install_kfp_package=False)
+def latent_encoding(
+    storage_root: str,
+    videos: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Input[dsl.Model],
+    frames: int,
+    height: int,
+    width: int,
+    latents: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    overrides: list = [],  # noqa: B006 - KFP needs a literal default
+) -> None:
+    """Cut clips from the videos and encode them to latents with the tokenizer."""
+    from components.lib.task import run_task
+
+    run_task(
+        "latent_encoding",
+        {"storage_root": storage_root, "frames": frames, "height": height, "width": width},
+        latents,
+        inputs={"videos": videos, "checkpoint": checkpoint},
+        metrics=metrics,
+        overrides=overrides,
+    )

@@ -1,0 +1,1 @@
+"""The commands of `cosmos-pipelines`, one module each; heavy imports stay inside the functions."""

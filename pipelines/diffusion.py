@@ -1,0 +1,127 @@
+"""diffusion_post_training: fetch -> discover -> embed prompts, encode latents -> train -> judge.
+
+No postponed annotations here: KFP reads the types of the parameters from the function object.
+"""
+
+from typing import Any
+
+from kfp import dsl
+
+from components.checkpoint_fetch.component import checkpoint_fetch
+from components.evaluation.component import evaluation
+from components.latent_encoding.component import latent_encoding
+from components.promotion.component import promotion
+from components.prompt_embedding.component import prompt_embedding
+from components.training.component import training
+from components.video_discovery.component import video_discovery
+from pipelines import profiles
+from pipelines.profiles import Profile, place
+
+
+def build(profile: Profile = profiles.CLUSTER) -> Any:
+    """The pipeline for a profile."""
+
+    @dsl.pipeline(
+        name="diffusion-post-training",
+        description="Post-train a Cosmos-1.0 Text2World diffusion model on fleet video.",
+    )
+    def diffusion_post_training(
+        videos: str,
+        prompt: str = "A video of sks.",
+        storage_root: str = "s3://cosmos/runs",
+        checkpoint: str = "hf://nvidia/Cosmos-1.0-Diffusion-7B-Text2World",
+        tokenizer_checkpoint: str = "hf://nvidia/Cosmos-1.0-Tokenizer-CV8x8x8",
+        text_encoder_checkpoint: str = "hf://google-t5/t5-11b",
+        frames: int = 121,
+        height: int = 704,
+        width: int = 1280,
+        factory: str = "cosmos_diffusion_7b_text2world_finetune",
+        launcher: str = "pytorchjob",
+        model_name: str = "cosmos-diffusion-7b-text2world",
+        overrides: list = [],  # type: ignore[type-arg]  # noqa: B006
+    ) -> None:
+        """Post-train a Text2World diffusion model.
+
+        Args:
+            videos: Where the videos are: s3://bucket/prefix, hf://datasets/owner/name, or a folder.
+            prompt: Prompt of videos that have none of their own (sidecar .txt or .json).
+            storage_root: Where outputs go, as s3://bucket/prefix.
+            checkpoint: The DiT to start from: hf://owner/name[@revision], s3://… or file://….
+            tokenizer_checkpoint: The continuous tokenizer that makes the latents.
+            text_encoder_checkpoint: The T5 encoder of the prompts.
+            frames: Frames of a clip, 8k+1.
+            height: Height of a clip in pixels, a multiple of 16.
+            width: Width of a clip in pixels, a multiple of 16.
+            factory: Recipe: cosmos_diffusion_7b_text2world_finetune, the 14b one, or tiny_diffusion.
+            launcher: pytorchjob, trainjob, or process (torchrun inside the step).
+            model_name: Name under which versions are registered.
+            overrides: Anything else: stage.field=value, or trainer.max_steps=…, optim.config.lr=…
+        """
+        base = checkpoint_fetch(
+            storage_root=storage_root, source=checkpoint, role="dit", overrides=overrides
+        ).set_display_name("fetch diffusion model")
+        place(base, profile, profiles.FETCH, secrets=("huggingface",))
+        tokenizer = checkpoint_fetch(
+            storage_root=storage_root,
+            source=tokenizer_checkpoint,
+            role="tokenizer",
+            overrides=overrides,
+        ).set_display_name("fetch tokenizer")
+        place(tokenizer, profile, profiles.FETCH, secrets=("huggingface",))
+        text_encoder = checkpoint_fetch(
+            storage_root=storage_root,
+            source=text_encoder_checkpoint,
+            role="t5",
+            overrides=overrides,
+        ).set_display_name("fetch T5")
+        place(text_encoder, profile, profiles.FETCH, secrets=("huggingface",))
+        found = video_discovery(
+            storage_root=storage_root, source=videos, prompt=prompt, overrides=overrides
+        ).set_display_name("discover videos")
+        place(found, profile, profiles.DISCOVER, cached=False, secrets=("huggingface",))
+        embedded = prompt_embedding(
+            storage_root=storage_root,
+            videos=found.outputs["videos"],
+            checkpoint=text_encoder.outputs["checkpoint"],
+            overrides=overrides,
+        ).set_display_name("embed prompts")
+        place(embedded, profile, profiles.EMBED)
+        latents = latent_encoding(
+            storage_root=storage_root,
+            videos=found.outputs["videos"],
+            checkpoint=tokenizer.outputs["checkpoint"],
+            frames=frames,
+            height=height,
+            width=width,
+            overrides=overrides,
+        ).set_display_name("encode latents")
+        place(latents, profile, profiles.ENCODE)
+        trained = training(
+            storage_root=storage_root,
+            factory=factory,
+            launcher=launcher,
+            checkpoint=base.outputs["checkpoint"],
+            data=latents.outputs["latents"],
+            prompts=embedded.outputs["embeddings"],
+            overrides=overrides,
+        ).set_display_name("train")
+        place(trained, profile, profiles.LAUNCH, secrets=("wandb",))
+        judged = evaluation(
+            storage_root=storage_root,
+            training=trained.outputs["run"],
+            checkpoint=base.outputs["checkpoint"],
+            data=latents.outputs["latents"],
+            prompts=embedded.outputs["embeddings"],
+            overrides=overrides,
+        ).set_display_name("evaluate")
+        place(judged, profile, profiles.EVALUATE)
+        decided = promotion(
+            storage_root=storage_root,
+            model_name=model_name,
+            training=trained.outputs["run"],
+            evaluation=judged.outputs["evaluated"],
+            overrides=overrides,
+        ).set_display_name("promote")
+        place(decided, profile, profiles.PROMOTE, cached=False)
+
+    return diffusion_post_training

@@ -1,0 +1,105 @@
+"""What a task asks of its surroundings: resources, retries, caching, secrets.
+
+`CLUSTER` is compiled into the YAML. `LOCAL` asks for nothing, because the local runner has
+nothing to give and would retry a user's mistake three times before saying so.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kfp import dsl, kubernetes
+
+from components.lib.contract import Frozen
+
+S3_SECRET = "cosmos-s3"  # noqa: S105 - the names of Secrets, not secrets
+HF_SECRET = "cosmos-huggingface"  # noqa: S105
+WANDB_SECRET = "cosmos-wandb"  # noqa: S105
+
+_S3_KEYS = {
+    "endpoint": "AWS_ENDPOINT_URL",
+    "access-key": "AWS_ACCESS_KEY_ID",
+    "secret-key": "AWS_SECRET_ACCESS_KEY",
+    "region": "AWS_REGION",
+}
+
+Secret = Literal["huggingface", "wandb"]
+
+
+class Resources(Frozen):
+    """Requests of one task. ``memory`` is also the limit; CPU has no limit (throttling helps nobody)."""
+
+    cpu: str
+    memory: str
+    gpus: int = 0
+    retries: int = 2
+    timeout_hours: int = 24
+
+
+class Profile(Frozen):
+    """Where a pipeline runs."""
+
+    cluster: bool
+
+
+CLUSTER = Profile(cluster=True)
+LOCAL = Profile(cluster=False)
+
+
+def place(
+    task: dsl.PipelineTask,
+    profile: Profile,
+    resources: Resources,
+    *,
+    cached: bool = True,
+    secrets: tuple[Secret, ...] = (),
+) -> dsl.PipelineTask:
+    """Give a task its caching choice and, on a cluster, everything else it asks for.
+
+    KFP's cache key covers neither bucket contents nor secrets, so a stage whose result the world
+    decides (discovery, promotion) must say ``cached=False``.
+    """
+    task.set_caching_options(cached)
+    if not profile.cluster:
+        return task
+    task.set_cpu_request(resources.cpu)
+    task.set_memory_request(resources.memory)
+    task.set_memory_limit(resources.memory)
+    task.set_retry(
+        resources.retries,
+        backoff_duration="60s",
+        backoff_factor=2.0,
+        backoff_max_duration="900s",
+    )
+    if resources.gpus:
+        task.set_accelerator_type("nvidia.com/gpu")
+        task.set_accelerator_limit(resources.gpus)
+        kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory")  # noqa: S108
+    kubernetes.set_timeout(task, resources.timeout_hours * 3600)
+    kubernetes.set_security_context(
+        task, run_as_user=10001, run_as_group=10001, run_as_non_root=True
+    )
+    kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path="/tmp")  # noqa: S108
+    kubernetes.use_secret_as_env(task, secret_name=S3_SECRET, secret_key_to_env=_S3_KEYS)
+    if "huggingface" in secrets:
+        kubernetes.use_secret_as_env(
+            task, secret_name=HF_SECRET, secret_key_to_env={"token": "HF_TOKEN"}, optional=True
+        )
+    if "wandb" in secrets:
+        kubernetes.use_secret_as_env(
+            task,
+            secret_name=WANDB_SECRET,
+            secret_key_to_env={"api-key": "WANDB_API_KEY"},
+            optional=True,
+        )
+    return task
+
+
+FETCH = Resources(cpu="4", memory="16Gi", retries=5)
+DISCOVER = Resources(cpu="8", memory="8Gi")
+SHARD = Resources(cpu="8", memory="16Gi")
+EMBED = Resources(cpu="4", memory="48Gi", gpus=1)
+ENCODE = Resources(cpu="16", memory="64Gi", gpus=1, timeout_hours=72)
+LAUNCH = Resources(cpu="1", memory="2Gi", timeout_hours=240)
+EVALUATE = Resources(cpu="8", memory="64Gi", gpus=1)
+PROMOTE = Resources(cpu="1", memory="4Gi")
