@@ -52,7 +52,7 @@ def build(profile: Profile = profiles.CLUSTER) -> Any:
             frames: Frames of a clip, 8k+1.
             height: Height of a clip in pixels, a multiple of 16.
             width: Width of a clip in pixels, a multiple of 16.
-            factory: Recipe: cosmos_diffusion_7b_text2world_finetune, the 14b one, or tiny_diffusion.
+            factory: Recipe: cosmos_diffusion_{7b,14b}_text2world_finetune or tiny_diffusion.
             launcher: pytorchjob, trainjob, or process (torchrun inside the step).
             model_name: Name under which versions are registered.
             overrides: Anything else: stage.field=value, or trainer.max_steps=…, optim.config.lr=…

@@ -27,7 +27,7 @@ Secret = Literal["huggingface", "wandb"]
 
 
 class Resources(Frozen):
-    """Requests of one task. ``memory`` is also the limit; CPU has no limit (throttling helps nobody)."""
+    """Requests of one task. ``memory`` is also the limit; CPU, which throttles, has none."""
 
     cpu: str
     memory: str

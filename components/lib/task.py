@@ -1,16 +1,23 @@
 """What the body of a KFP component calls: artifacts in, a stage's `run`, artifacts out.
 
 KFP artifacts are duck-typed here (``.path``, ``.metadata``), so this module needs no kfp. A
-`UserError` ends the step with its sentence as the last line of the log; when COSMOS_ERROR_FILE
-names a file, the sentence is written there too, for the local runner to repeat.
+`UserError` ends the step with its sentence as the last line of the log.
+
+The local runner sets three variables: COSMOS_ERROR_FILE, where that sentence is also written;
+COSMOS_RUN_JOURNAL, which gets a line per finished stage; and COSMOS_PARENT_PID, the process
+whose death ends this one, so that a killed run leaves nothing working behind it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import json
 import logging
 import os
+import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +30,9 @@ from components.lib.stage import StageResult
 from components.lib.store import ObjectStore
 
 ERROR_FILE_VARIABLE = "COSMOS_ERROR_FILE"
+JOURNAL_VARIABLE = "COSMOS_RUN_JOURNAL"
+PARENT_VARIABLE = "COSMOS_PARENT_PID"
+_PR_SET_PDEATHSIG = 1
 log = logging.getLogger("cosmos")
 
 
@@ -49,6 +59,7 @@ def run_task(
     ``report.html``. Exits with status 1 after a `UserError`.
     """
     configure_logging()
+    _die_with_parent()
     try:
         _run(stage, dict(parameters), output, dict(inputs or {}), metrics, html, overrides)
     except UserError as error:
@@ -76,7 +87,9 @@ def _run(
     config = make_config(stage, {**parameters, **refs}, overrides)
     store = ObjectStore.from_env()
     module = importlib.import_module(f"components.{stage}.stage")
+    started = time.monotonic()
     result: StageResult = module.run(config, store, default_progress())
+    _journal(stage, result, time.monotonic() - started, report=html is not None)
     write_artifact(output.path, result.manifest.model_dump_json(indent=1).encode())
     output.metadata.update(
         {
@@ -92,6 +105,29 @@ def _run(
         entry = result.manifest.entry("report.html")
         data = store.get_bytes(result.manifest.file_uri("report.html"), sha256=entry.sha256)
         write_artifact(html.path, data)
+
+
+def _journal(stage: str, result: StageResult, seconds: float, *, report: bool) -> None:
+    if name := os.environ.get(JOURNAL_VARIABLE):
+        record = {
+            "stage": stage,
+            "manifest": result.manifest_uri,
+            "reused": result.reused,
+            "seconds": round(seconds, 3),
+            "report": report,
+        }
+        with Path(name).open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies (kfp.local never would)."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before the request was made
+        sys.exit(1)
 
 
 def write_artifact(path: str, data: bytes) -> None:

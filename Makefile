@@ -1,0 +1,42 @@
+# Two commands are enough on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKSPACE ?= .cosmos
+
+.PHONY: demo test check unit bench compile clean help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+demo: $(READY) ## Run both pipelines on a real clip with tiny models (VIDEOS=… for your own)
+	@$(BIN)/cosmos-pipelines demo --workspace $(WORKSPACE) $(if $(VIDEOS),--videos $(VIDEOS))
+
+test: check unit ## Everything: static checks, then the tests
+
+check: $(READY) ## ruff, mypy, and that the compiled pipelines are up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy components pipelines tests
+	$(BIN)/cosmos-pipelines compile --check
+
+unit: $(READY) ## The tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
+
+bench: $(READY) ## Side-by-side measurements, one row per comparison
+	$(BIN)/python -m tests.benchmarks
+
+compile: $(READY) ## Write pipelines/compiled/*.yaml
+	$(BIN)/cosmos-pipelines compile
+
+# torch first: with it installed nothing else asks for another build of it.
+$(READY): requirements/lock.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements/lock.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/lock.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+clean: ## Remove the environment, the workspace and caches
+	rm -rf $(VENV) $(WORKSPACE) .mypy_cache .ruff_cache .pytest_cache .hypothesis

