@@ -109,7 +109,7 @@ def terminate_cleanly() -> Iterator[None]:
 def storage(workspace: Path, *, external: bool) -> Iterator[Mapping[str, str]]:
     """Environment of the object store: the embedded one, or the one the caller's names."""
     if external:
-        if "AWS_ENDPOINT_URL" not in os.environ:
+        if not os.environ.get("AWS_ENDPOINT_URL"):
             raise UserError(
                 "--external-store needs AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY in the environment."

@@ -1,0 +1,150 @@
+"""The newcomer's command: both pipelines on real video, reports to look at, reuse, kills.
+
+One demo run serves most tests here. The kill test's full form is ``make campaign-demo``.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytestmark = [pytest.mark.demo, pytest.mark.timeout(1800)]
+
+CLI = str(Path(sys.executable).parent / "cosmos-pipelines")
+CHROMIUM_FLAGS = (
+    "headless=new no-sandbox disable-gpu disable-quic no-first-run "
+    "disable-background-networking disable-component-update disable-sync"
+)
+KILLS = int(os.environ.get("COSMOS_DEMO_KILLS", "2"))
+
+
+class Demo(NamedTuple):
+    workspace: Path
+    first_seconds: float
+    output: str
+
+
+def run_demo(workspace: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [CLI, "demo", "--workspace", str(workspace)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    workspace = tmp_path_factory.mktemp("demo")
+    started = time.monotonic()
+    done = run_demo(workspace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Demo(workspace, time.monotonic() - started, done.stdout)
+
+
+@pytest.fixture(scope="module")
+def manifests(demo: Demo) -> Iterator[dict[str, dict[str, Any]]]:
+    """Manifests of the demo's stages by ``pipeline/stage``, read from its own store."""
+    from components.lib.manifest import load_manifest
+    from components.lib.store import ObjectStore
+    from components.lib.store.embedded import EmbeddedStore
+
+    with EmbeddedStore(demo.workspace) as embedded:
+        store = ObjectStore.from_env(embedded.env)
+        found: dict[str, dict[str, Any]] = {}
+        for journal in sorted((demo.workspace / "runs").glob("*.jsonl")):
+            pipeline = journal.name.split("-")[0]
+            for line in journal.read_text().splitlines():
+                record = json.loads(line)
+                manifest = load_manifest(record["manifest"], store)
+                found[f"{pipeline}/{record['stage']}"] = {"manifest": manifest, "store": store}
+        yield found
+
+
+@pytest.mark.parametrize("pipeline", ["diffusion", "tokenizer"])
+def test_loss_falls(manifests: dict[str, dict[str, Any]], pipeline: str) -> None:
+    found = manifests[f"{pipeline}/training"]
+    manifest, store = found["manifest"], found["store"]
+    lines = store.get_bytes(manifest.file_uri("metrics.jsonl")).decode().splitlines()
+    rows = [json.loads(line) for line in lines]
+    losses = [row["loss"] for row in rows if row["split"] == "train"]
+    tenth = max(1, len(losses) // 10)
+    assert len(losses) >= 20
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    assert last < 0.9 * first
+
+
+def test_output_names_both_reports(demo: Demo) -> None:
+    for name in ("diffusion", "tokenizer"):
+        report = demo.workspace / "reports" / f"{name}.html"
+        assert report.is_file()
+        assert str(report.resolve()) in demo.output
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["diffusion", "tokenizer"])
+def test_report_opens_without_errors_or_requests(demo: Demo, name: str) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+
+    options = webdriver.ChromeOptions()
+    for flag in CHROMIUM_FLAGS.split():
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    try:
+        driver.get((demo.workspace / "reports" / f"{name}.html").resolve().as_uri())
+        assert driver.find_elements(By.CSS_SELECTOR, "svg path")
+        assert driver.find_elements(By.CSS_SELECTOR, "img")
+        assert [entry["message"] for entry in driver.get_log("browser")] == []
+        messages = [json.loads(e["message"])["message"] for e in driver.get_log("performance")]
+        urls = [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+        assert [url for url in urls if not url.startswith(("file:", "data:", "blob:"))] == []
+    finally:
+        driver.quit()
+
+
+def test_second_run_reuses_the_first(demo: Demo) -> None:
+    started = time.monotonic()
+    done = run_demo(demo.workspace)
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stdout + done.stderr
+    newest = sorted((demo.workspace / "runs").glob("*.jsonl"), key=lambda p: p.stat().st_mtime)[-2:]
+    for journal in newest:
+        records = [json.loads(line) for line in journal.read_text().splitlines()]
+        assert all(record["reused"] for record in records), records
+    print(f"first {demo.first_seconds:.0f} s, second {seconds:.0f} s")
+
+
+def test_killed_demo_finishes_when_started_again(tmp_path: Path) -> None:
+    rng = random.Random(20)
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            [CLI, "demo", "--workspace", str(tmp_path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=rng.uniform(3, 70))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    done = run_demo(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("diffusion", "tokenizer"):
+        assert (tmp_path / "reports" / f"{name}.html").is_file()

@@ -1,0 +1,101 @@
+"""The compiled YAML is what KFP takes, and says what each step needs."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.lib.contract import UserError
+from components.lib.overrides import STAGES, stage_config
+from pipelines.catalog import COMPILED, PIPELINES
+from pipelines.commands.compile import command, compile_pipeline, image_overrides
+
+
+@pytest.fixture(scope="module", params=list(PIPELINES))
+def compiled(request: pytest.FixtureRequest) -> tuple[str, list[Any]]:
+    text = (COMPILED / f"{request.param}.yaml").read_text()
+    return request.param, list(yaml.safe_load_all(text))
+
+
+def executors(documents: list[Any]) -> dict[str, Any]:
+    return documents[0]["deploymentSpec"]["executors"]
+
+
+def test_committed_yaml_is_current(tmp_path: Path) -> None:
+    for name in PIPELINES:
+        assert compile_pipeline(name) == (COMPILED / f"{name}.yaml").read_text()
+
+
+def test_stale_yaml_fails_the_check(tmp_path: Path) -> None:
+    for name in PIPELINES:
+        (tmp_path / f"{name}.yaml").write_text((COMPILED / f"{name}.yaml").read_text() + "# old\n")
+    with pytest.raises(UserError, match=r"diffusion\.yaml"):
+        command(output=tmp_path, check=True)
+
+
+def test_kfp_loads_it(compiled: tuple[str, list[Any]]) -> None:
+    from kfp.components import load_component_from_file
+
+    name, _ = compiled
+    pipeline = load_component_from_file(str(COMPILED / f"{name}.yaml"))
+    assert "videos" in pipeline.component_spec.inputs
+
+
+def test_no_pip_and_no_logic_at_run_time(compiled: tuple[str, list[Any]]) -> None:
+    for name, executor in executors(compiled[1]).items():
+        source = "\n".join(executor["container"]["command"])
+        assert "pip install" not in source, name
+        body = source[source.index("run_task(") :]
+        assert not re.search(r"^\s+(if|for|while|try|with) ", body, re.M), name
+
+
+def test_steps_carry_resources_retries_and_a_restricted_user(
+    compiled: tuple[str, list[Any]],
+) -> None:
+    _, documents = compiled
+    platform = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name, executor in executors(documents).items():
+        assert executor["container"]["resources"]["resourceMemoryLimit"], name
+        assert platform[name]["securityContext"]["runAsNonRoot"] is True, name
+        assert platform[name]["secretAsEnv"][0]["secretName"] == "cosmos-s3", name
+    tasks = documents[0]["root"]["dag"]["tasks"]
+    assert all(task["retryPolicy"]["maxRetryCount"] >= 2 for task in tasks.values())
+
+
+def test_what_the_world_decides_is_never_cached(compiled: tuple[str, list[Any]]) -> None:
+    tasks = compiled[1][0]["root"]["dag"]["tasks"]
+    cached = {name: bool(task["cachingOptions"].get("enableCache")) for name, task in tasks.items()}
+    assert cached.pop("video-discovery") is False
+    assert cached.pop("promotion") is False
+    assert all(cached.values()), cached
+
+
+def test_form_is_short_and_described(compiled: tuple[str, list[Any]]) -> None:
+    parameters = compiled[1][0]["root"]["inputDefinitions"]["parameters"]
+    assert len(parameters) <= 13
+    assert all(parameter["description"] for parameter in parameters.values())
+    required = [name for name, p in parameters.items() if not p.get("isOptional")]
+    assert required == ["videos"]
+
+
+def test_images_can_be_pinned_by_digest() -> None:
+    pinned = "registry.example/cosmos/data@sha256:" + "0" * 64
+    text = compile_pipeline("tokenizer", image_overrides([f"data={pinned}"]))
+    images = {e["container"]["image"] for e in executors(list(yaml.safe_load_all(text))).values()}
+    assert pinned in images
+    with pytest.raises(UserError, match="--image dta=x"):
+        image_overrides(["dta=x"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_component_passes_only_fields_that_its_stage_has(stage: str) -> None:
+    import importlib
+
+    component = getattr(importlib.import_module(f"components.{stage}.component"), stage)
+    source = inspect.getsource(component.python_func)
+    call = source[source.index("run_task(") :]
+    passed = set(re.findall(r'"(\w+)": \w+', call))
+    assert passed <= set(stage_config(stage).model_fields)
