@@ -38,7 +38,7 @@ def build(profile: Profile = profiles.CLUSTER) -> Any:
         factory: str = "cosmos_diffusion_7b_text2world_finetune",
         launcher: str = "pytorchjob",
         model_name: str = "cosmos-diffusion-7b-text2world",
-        overrides: list = [],  # type: ignore[type-arg]  # noqa: B006
+        overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
     ) -> None:
         """Post-train a Text2World diffusion model.
 

@@ -32,7 +32,7 @@ def build(profile: Profile = profiles.CLUSTER) -> Any:
         factory: str = "train_tokenizer",
         launcher: str = "pytorchjob",
         model_name: str = "cosmos-tokenizer-cv8x8x8",
-        overrides: list = [],  # type: ignore[type-arg]  # noqa: B006
+        overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
     ) -> None:
         """Post-train a video tokenizer.
 

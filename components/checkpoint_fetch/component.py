@@ -12,7 +12,7 @@ def checkpoint_fetch(
     role: str,
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
-    overrides: list = [],  # noqa: B006 - KFP needs a literal default
+    overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Fetch a checkpoint (hf://, s3:// or file://) and convert it to the canonical folder."""
     from components.lib.task import run_task

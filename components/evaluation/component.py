@@ -15,7 +15,7 @@ def evaluation(
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
     prompts: dsl.Input[dsl.Dataset] = None,
-    overrides: list = [],  # noqa: B006 - KFP needs a literal default
+    overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Measure the trained model and the base on held-out videos; write the report."""
     from components.lib.task import run_task

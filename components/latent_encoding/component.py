@@ -15,7 +15,7 @@ def latent_encoding(
     width: int,
     latents: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-    overrides: list = [],  # noqa: B006 - KFP needs a literal default
+    overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Cut clips from the videos and encode them to latents with the tokenizer."""
     from components.lib.task import run_task

@@ -13,7 +13,7 @@ def promotion(
     evaluation: dsl.Input[dsl.Artifact],
     decision: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-    overrides: list = [],  # noqa: B006 - KFP needs a literal default
+    overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Register the model as a version and make it production when the gate lets it through."""
     from components.lib.task import run_task

@@ -12,7 +12,7 @@ def prompt_embedding(
     checkpoint: dsl.Input[dsl.Model],
     embeddings: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-    overrides: list = [],  # noqa: B006 - KFP needs a literal default
+    overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Encode every distinct prompt once with the T5 encoder."""
     from components.lib.task import run_task

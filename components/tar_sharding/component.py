@@ -11,7 +11,7 @@ def tar_sharding(
     videos: dsl.Input[dsl.Dataset],
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-    overrides: list = [],  # noqa: B006 - KFP needs a literal default
+    overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Pack videos into tar shards with the index that megatron-energon reads."""
     from components.lib.task import run_task

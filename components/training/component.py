@@ -16,7 +16,7 @@ def training(
     launcher: str = "process",
     prompts: dsl.Input[dsl.Dataset] = None,
     vgg: dsl.Input[dsl.Model] = None,
-    overrides: list = [],  # noqa: B006 - KFP needs a literal default
+    overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Post-train on many processes: torchrun in place, or a training job on the cluster."""
     from components.lib.task import run_task

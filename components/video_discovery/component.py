@@ -12,7 +12,7 @@ def video_discovery(
     prompt: str,
     videos: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-    overrides: list = [],  # noqa: B006 - KFP needs a literal default
+    overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """List and probe the videos under a folder, bucket prefix or data set. Never cached."""
     from components.lib.task import run_task

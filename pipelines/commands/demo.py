@@ -31,7 +31,7 @@ def command(
     from pipelines.local import run_local, storage, terminate_cleanly
 
     source = videos or str(demo_videos(workspace / "videos"))
-    reports = []
+    reports: list[Path] = []
     with terminate_cleanly(), storage(workspace, external=False) as env:
         for pipeline in ("diffusion", "tokenizer"):
             typer.echo(f"== {pipeline} ==")
