@@ -248,5 +248,3 @@ class ObjectStore:
     def with_settings(self, **changes: Any) -> ObjectStore:
         """The same store with other settings (workers, patience_s, …)."""
         return ObjectStore(replace(self.settings, **changes))
-
-

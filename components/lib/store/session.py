@@ -1,0 +1,229 @@
+"""One process's connection to the store: single requests, each with its errors explained.
+
+Reads stream in small pieces and continue after a broken connection from the byte where it broke;
+every continuation carries ``If-Match``, so bytes of two versions of an object never mix.
+Sessions are not shared across fork: `ObjectStore` opens one per process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from minio.datatypes import Part
+from minio.error import S3Error
+from urllib3.exceptions import HTTPError
+
+from components.lib.store.connection import StoreSettings, connect, signed_body
+from components.lib.store.errors import (
+    MISSING_KEY,
+    ObjectMissing,
+    RequestError,
+    StoreError,
+    explain,
+)
+from components.lib.store.metadata import from_headers
+from components.lib.store.uri import object_uri, split_uri
+
+PIECE = 1 << 20
+Sink = Callable[[bytes], object]
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object. ``sha256`` and ``meta`` are what this project stored with it, None/{} otherwise.
+
+    ``modified`` is in seconds since the epoch. Listings carry neither digest nor meta.
+    """
+
+    uri: str
+    bytes: int
+    etag: str = ""
+    modified: float = 0.0
+    sha256: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Session:
+    """Requests on one connection pool. Thread-safe."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+        self.stop = threading.Event()
+        self.client, self.pool = connect(settings, self.stop)
+        self.leaf = ThreadPoolExecutor(settings.workers, thread_name_prefix="store")
+        self._known_buckets: set[str] = set()
+
+    @contextmanager
+    def explained(self, uri: str) -> Iterator[None]:
+        """Turn request errors inside into `StoreError`s that name ``uri``."""
+        try:
+            yield
+        except RequestError as error:
+            raise self.explain(error, uri) from error
+
+    def explain(self, error: Exception, uri: str) -> StoreError:
+        """The sentence for a request error."""
+        settings = self.settings
+        return explain(error, uri, settings.endpoint, settings.access_key)
+
+    def request(self, method: str, uri: str, **options: Any) -> Any:
+        """One request on an object; raises the minio client's errors."""
+        bucket, key = object_uri(uri)
+        return self.client._execute(method, bucket, key, **options)
+
+    def head(self, uri: str) -> ObjectInfo | None:
+        """Size, time, digest and meta, or None when the object does not exist."""
+        with self.explained(uri):
+            try:
+                response = self.request("HEAD", uri)
+            except S3Error as error:
+                if error.code in MISSING_KEY or error.code == "NoSuchBucket":
+                    self.require_bucket(uri)
+                    return None
+                if error.code == "AccessDenied":
+                    # An answer to HEAD has no body, hence no reason: ask again with GET.
+                    self.request("GET", uri, headers={"Range": "bytes=0-0"})
+                raise
+        return info_of(uri, response.headers, int(response.headers.get("Content-Length", "0")))
+
+    def require_bucket(self, uri: str) -> None:
+        """Raise StoreError when the bucket does not exist (looked up once per bucket)."""
+        bucket, _ = split_uri(uri)
+        if bucket in self._known_buckets:
+            return
+        with self.explained(uri):
+            try:
+                self.client._execute(
+                    "GET", bucket, query_params={"list-type": "2", "max-keys": "1"}
+                )
+            except S3Error as error:
+                if error.code != "AccessDenied":
+                    raise
+        self._known_buckets.add(bucket)
+
+    def put(
+        self, uri: str, body: Any, sha256: str, headers: dict[str, str], query: Any = None
+    ) -> str:
+        """Send one body (an object or a part); returns its ETag. Raises minio's errors."""
+        response = self.request(
+            "PUT", uri, body=body, headers={**headers, **signed_body(sha256)}, query_params=query
+        )
+        return str(response.headers.get("etag", "")).strip('"')
+
+    def start_upload(self, uri: str, headers: dict[str, str]) -> str:
+        """Begin a multipart upload; returns its id."""
+        return str(self.client._create_multipart_upload(*object_uri(uri), dict(headers)))
+
+    def complete_upload(self, uri: str, upload: str, etags: list[str]) -> None:
+        """Join the parts into the object."""
+        parts = [Part(number, etag) for number, etag in enumerate(etags, 1)]
+        self.client._complete_multipart_upload(*object_uri(uri), upload, parts)
+
+    def abort_upload(self, uri: str, upload: str) -> None:
+        """Forget a multipart upload. A failure to do so only leaves unreachable parts behind."""
+        try:
+            self.client._abort_multipart_upload(*object_uri(uri), upload)
+        except RequestError:
+            return
+
+    def open_range(self, uri: str, start: int, length: int, etag: str = "") -> Any:
+        """A streaming response for bytes [start, start+length). Raises minio's errors."""
+        headers = {"Range": f"bytes={start}-{start + length - 1}"}
+        if etag:
+            headers["If-Match"] = f'"{etag}"'
+        return self.request("GET", uri, headers=headers, preload_content=False)
+
+    def copy_range(
+        self, uri: str, start: int, length: int, etag: str, sink: Sink, response: Any = None
+    ) -> None:
+        """Feed bytes [start, start+length) to ``sink`` in order, going on after broken reads.
+
+        ``response`` is an already open response for that range.
+        """
+        done = 0
+        failed_at = None
+        while done < length:
+            try:
+                if response is None:
+                    response = self.open_range(uri, start + done, length - done, etag)
+                while done < length:
+                    piece = response.read(min(PIECE, length - done), decode_content=False)
+                    if not piece:
+                        raise HTTPError("the connection ended early")
+                    sink(piece)
+                    done += len(piece)
+                    failed_at = None
+                response.release_conn()
+            except HTTPError as error:
+                if response is not None:
+                    response.close()
+                response = None
+                failed_at = failed_at or time.monotonic()
+                if time.monotonic() - failed_at > self.settings.patience_s or self.stop.wait(0.2):
+                    raise self.explain(error, uri) from error
+            except RequestError as error:
+                raise self.explain(error, uri) from error
+            except BaseException:
+                if response is not None:
+                    response.close()
+                raise
+
+    def read_range(self, uri: str, start: int, length: int, etag: str = "") -> bytes:
+        """Bytes [start, start+length) of an object."""
+        pieces: list[bytes] = []
+        self.copy_range(uri, start, length, etag, pieces.append)
+        return b"".join(pieces)
+
+    def open_first(self, uri: str, length: int) -> tuple[ObjectInfo, Any]:
+        """Info and an open response for the first ``length`` bytes (None for an empty object).
+
+        One request tells size, digest and meta and already carries the bytes of a small object.
+        """
+        with self.explained(uri):
+            try:
+                response = self.open_range(uri, 0, length)
+            except S3Error as error:
+                if error.code in MISSING_KEY:
+                    self.require_bucket(uri)
+                if error.code != "InvalidRange":
+                    raise
+                response = None
+        if response is None:
+            info = self.head(uri)
+            if info is None or info.bytes:
+                raise ObjectMissing(f"{uri} was replaced while it was read. Rerun.")
+            return info, None
+        span = response.headers.get("Content-Range", "")
+        total = span.rpartition("/")[2] or response.headers.get("Content-Length", "0")
+        return info_of(uri, response.headers, int(total)), response
+
+    def close(self) -> None:
+        """Stop retries and release threads and connections."""
+        self.stop.set()
+        self.leaf.shutdown(wait=True, cancel_futures=True)
+        self.pool.clear()
+
+
+def info_of(uri: str, headers: Any, size: int) -> ObjectInfo:
+    """ObjectInfo from response headers."""
+    digest, meta = from_headers(headers)
+    return ObjectInfo(
+        uri=uri,
+        bytes=size,
+        etag=str(headers.get("ETag", "")).strip('"'),
+        modified=_http_time(headers.get("Last-Modified")),
+        sha256=digest,
+        meta=meta,
+    )
+
+
+def _http_time(value: str | None) -> float:
+    from email.utils import parsedate_to_datetime
+
+    return parsedate_to_datetime(value).timestamp() if value else 0.0

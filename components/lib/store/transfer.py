@@ -1,0 +1,284 @@
+"""Moving whole files: parallel multipart uploads, ranged downloads, a sha256 around both.
+
+S3 takes user metadata when an upload *begins*, so the digest must be known before the first part
+leaves. Up to `SINGLE` bytes the file is read once into memory, hashed and sent, and the same
+digest signs the request, so the store checks it too. A larger file is hashed first and then read
+again for its parts, the second time mostly from the page cache: twice the reading, but the object
+is never visible without its digest.
+
+A download asks for the first `SPAN` bytes at once; that answer tells the size, and the further
+ranges come in parallel into a temporary file beside the target. The hash follows in file order
+behind them. Only a verified file is synced and renamed to its name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol
+
+from minio.error import S3Error
+
+from components.lib.store.errors import RequestError, StoreError, corrupt
+from components.lib.store.session import ObjectInfo, Session
+
+SINGLE = 32 << 20
+PART = 16 << 20
+SPAN = 32 << 20
+MAX_PARTS = 10_000
+_PIECE = 1 << 20
+
+
+class Source(Protocol):
+    """Bytes to upload."""
+
+    size: int
+
+    def read(self, start: int, length: int) -> memoryview:
+        """Bytes [start, start+length)."""
+
+
+class BytesSource:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.size = memoryview(data).cast("B"), len(data)
+
+    def read(self, start: int, length: int) -> memoryview:
+        return self.data[start : start + length]
+
+
+class FileSource:
+    """A local file that must not change during the upload."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise StoreError(f"There is no file {path} to upload. Check the path.") from error
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be read ({error.strerror}). Check its permissions."
+            ) from error
+        self.path = path
+        self.state = self._state()
+        self.size = os.fstat(self.fd).st_size
+
+    def _state(self) -> tuple[int, int]:
+        status = os.fstat(self.fd)
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, start: int, length: int) -> memoryview:
+        buffer = memoryview(bytearray(length))
+        done = 0
+        while done < length:
+            count = os.preadv(self.fd, [buffer[done:]], start + done)
+            if count == 0:
+                raise self.changed()
+            done += count
+        return buffer
+
+    def check(self) -> None:
+        """Raise StoreError when the file was written to since it was opened."""
+        if self._state() != self.state:
+            raise self.changed()
+
+    def changed(self) -> StoreError:
+        return StoreError(
+            f"{self.path} was changed during its upload. Upload it when nothing writes it."
+        )
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def upload(
+    session: Session,
+    source: Source,
+    uri: str,
+    make_headers: Callable[[str], dict[str, str]],
+) -> tuple[str, str]:
+    """Send ``source`` to ``uri``; returns (sha256, etag). ``make_headers(sha256)`` gives the
+    metadata headers. Raises StoreError."""
+    if source.size <= SINGLE:
+        return session.leaf.submit(_send_whole, session, source, uri, make_headers).result()
+    digest = hash_source(source)
+    headers = make_headers(digest)
+    for last in (False, False, True):
+        try:
+            return digest, _send_parts(session, source, uri, digest, headers)
+        except S3Error as error:
+            # A store that restarted may have forgotten the upload (or joined it already).
+            if error.code == "NoSuchUpload" and not last:
+                info = session.head(uri)
+                if info and info.sha256 == digest and info.bytes == source.size:
+                    return digest, info.etag
+                continue
+            raise session.explain(error, uri) from error
+        except RequestError as error:
+            raise session.explain(error, uri) from error
+    raise AssertionError("unreachable")
+
+
+def hash_source(source: Source) -> str:
+    """sha256 of everything in ``source``, in hex."""
+    digest = hashlib.sha256()
+    for start in range(0, source.size, _PIECE):
+        digest.update(source.read(start, min(_PIECE, source.size - start)))
+    return digest.hexdigest()
+
+
+def _send_whole(
+    session: Session, source: Source, uri: str, make_headers: Callable[[str], dict[str, str]]
+) -> tuple[str, str]:
+    body = source.read(0, source.size)
+    digest = hashlib.sha256(body).hexdigest()
+    with session.explained(uri):
+        return digest, session.put(uri, body, digest, make_headers(digest))
+
+
+def _send_parts(
+    session: Session, source: Source, uri: str, digest: str, headers: dict[str, str]
+) -> str:
+    size = max(PART, -(-source.size // MAX_PARTS))
+    upload_id = session.start_upload(uri, headers)
+
+    def send(number: int) -> str:
+        start = (number - 1) * size
+        body = source.read(start, min(size, source.size - start))
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        return session.put(uri, body, hashlib.sha256(body).hexdigest(), {}, query)
+
+    numbers = range(1, -(-source.size // size) + 1)
+    try:
+        etags = _in_order([session.leaf.submit(send, number) for number in numbers])
+        if isinstance(source, FileSource):
+            source.check()
+        session.complete_upload(uri, upload_id, etags)
+    except BaseException:
+        session.abort_upload(uri, upload_id)
+        raise
+    info = session.head(uri)
+    if info is None or info.sha256 != digest or info.bytes != source.size:
+        raise StoreError(
+            f"{uri} is not what was uploaded: {info.bytes if info else 'no'} bytes instead of "
+            f"{source.size}. Another writer replaced it; rerun once nothing else writes it."
+        )
+    return info.etag
+
+
+def _in_order(futures: list[Future[str]]) -> list[str]:
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        for future in futures:
+            if not future.cancelled():
+                future.exception()
+        raise
+
+
+def download(session: Session, uri: str, path: Path, sha256: str | None) -> ObjectInfo:
+    """Write the object to ``path``, verified against ``sha256`` and the stored digest.
+
+    ``path`` either keeps what it held or holds the whole verified object. Raises StoreError.
+    """
+    info, response = session.open_first(uri, SPAN)
+    try:
+        _compare(uri, sha256, info.sha256)
+        partial = path.parent / f".{path.name[:180]}.{secrets.token_hex(6)}.part"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                got = _fetch(session, info, fd, response)
+                _compare(uri, sha256 or info.sha256, got)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            partial.replace(path)
+        except OSError as error:
+            raise _local(error, uri, path, info.bytes) from error
+        finally:
+            partial.unlink(missing_ok=True)
+    finally:
+        if response is not None:
+            response.close()
+    return info
+
+
+def _fetch(session: Session, info: ObjectInfo, fd: int, response: object) -> str:
+    uri, etag = info.uri, info.etag
+    digest = hashlib.sha256()
+    first = min(SPAN, info.bytes)
+
+    def fetch(start: int) -> str:
+        _Placer(fd, start).feed(session, uri, min(SPAN, info.bytes - start), etag)
+        return ""
+
+    starts = range(first, info.bytes, SPAN)
+    rest = [session.leaf.submit(fetch, start) for start in starts]
+    try:
+        if first:
+            _Placer(fd, 0, digest).feed(session, uri, first, etag, response)
+        for start, future in zip(starts, rest, strict=True):
+            future.result()
+            end = min(start + SPAN, info.bytes)
+            for at in range(start, end, _PIECE):
+                digest.update(os.pread(fd, min(_PIECE, end - at), at))
+    except BaseException:
+        for future in rest:
+            future.cancel()
+        for future in rest:
+            if not future.cancelled():
+                future.exception()
+        raise
+    return digest.hexdigest()
+
+
+class _Placer:
+    """Writes the pieces of one range to their place in the file, and hashes them if asked."""
+
+    def __init__(self, fd: int, at: int, digest: object = None) -> None:
+        self.fd, self.start, self.at, self.digest = fd, at, at, digest
+
+    def feed(
+        self, session: Session, uri: str, length: int, etag: str, response: object = None
+    ) -> None:
+        session.copy_range(uri, self.start, length, etag, self.place, response)
+
+    def place(self, piece: bytes) -> None:
+        if self.digest is not None:
+            self.digest.update(piece)  # type: ignore[attr-defined]
+        rest = memoryview(piece)
+        while rest:
+            count = os.pwrite(self.fd, rest, self.at)
+            self.at += count
+            rest = rest[count:]
+
+
+def _compare(uri: str, expected: str | None, got: str | None) -> None:
+    if expected and got and expected.lower() != got:
+        raise corrupt(uri, expected.lower(), got)
+
+
+def _local(error: OSError, uri: str, path: Path, size: int) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            f"The disk is full: {uri} needs {size} bytes at {path.parent}. Free some space."
+        )
+    return StoreError(
+        f"{path} cannot be written ({error.strerror}), so {uri} was not fetched. Check the folder."
+    )
+
+
+def now() -> float:
+    """Seconds since the epoch."""
+    return time.time()
