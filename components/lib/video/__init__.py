@@ -1,1 +1,1 @@
-"""video"""
+"""Video: probing, streaming decoding, encoding, and the records that describe a video set."""
