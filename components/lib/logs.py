@@ -39,7 +39,7 @@ class RedactingFormatter(logging.Formatter):
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Send the loggers ``cosmos`` and ``components`` to stderr. Calling it again changes nothing."""
+    """Send the loggers ``cosmos`` and ``components`` to stderr; twice is as good as once."""
     for name in ("cosmos", "components"):
         logger = logging.getLogger(name)
         if logger.handlers:
