@@ -1,0 +1,133 @@
+"""Follow rank 0: its lines go into the step's log as they appear, and its progress is read.
+
+One thread reads the log stream of the pod that runs rank 0. Streams drop (load balancers cut them,
+the kubelet rotates logs, containers restart); each new one asks for lines since the last seen
+timestamp and skips those already shown, so that nothing is shown twice and nothing is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from components.lib.contract import Frozen
+from components.training.launch.interface import Backend
+from components.training.launch.kube import ApiError, Cluster
+
+_KEPT = 40
+_STEP = re.compile(r"\bstep[s:=]*\s*(\d+)(?:\s*/\s*(\d+))?|(\d+)\s*/\s*(\d+)\s+steps?\b", re.I)
+_LOSS = re.compile(r"\bloss[=:\s]+([-+.\deE]+)", re.I)
+_ETA = re.compile(r"([\d.]+)\s*s\s+left|\beta[=:\s]+([\d.]+)\s*s?", re.I)
+
+
+class TrainingProgress(Frozen):
+    """How far training is, as read from rank 0's lines."""
+
+    step: int
+    max_steps: int | None = None
+    loss: float | None = None
+    eta_seconds: float | None = None
+
+
+def parse_progress(line: str) -> TrainingProgress | None:
+    """Progress from a line: a JSON object with ``step``, or words such as "step 3/10, loss 0.2"."""
+    if "{" in line:
+        try:
+            record = json.loads(line[line.index("{") :])
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            return TrainingProgress(
+                step=record["step"],
+                max_steps=record.get("max_steps"),
+                loss=record.get("loss"),
+                eta_seconds=record.get("eta_seconds"),
+            )
+    match = _STEP.search(line)
+    loss, eta = _LOSS.search(line), _ETA.search(line)
+    if match is None or (loss is None and eta is None):
+        return None
+    return TrainingProgress(
+        step=int(match[1] or match[3]),
+        max_steps=int(match[2] or match[4]) if match[2] or match[4] else None,
+        loss=_number(loss[1]) if loss else None,
+        eta_seconds=_number(eta[1] or eta[2]) if eta else None,
+    )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.rstrip(".,"))
+    except ValueError:
+        return None
+
+
+class LogFollower:
+    """Streams the log of rank 0's pod to ``show``, whichever pod that is at the moment."""
+
+    def __init__(self, cluster: Cluster, backend: Backend, show: Callable[[str], None]) -> None:
+        self.cluster, self.backend, self.show = cluster, backend, show
+        self.tail: deque[str] = deque(maxlen=_KEPT)
+        self.progress: TrainingProgress | None = None
+        self._uid = ""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def attend(self, pods: Sequence[Mapping[str, Any]]) -> None:
+        """Follow the pod of rank 0 among ``pods`` once it has started."""
+        for pod in pods:
+            phase = (pod.get("status") or {}).get("phase")
+            uid = str(pod["metadata"].get("uid", ""))
+            if self.backend.node_index(pod) or phase in (None, "Pending") or uid == self._uid:
+                continue
+            self.finish(timeout_s=2)
+            self._uid, self._stop = uid, threading.Event()
+            self._thread = threading.Thread(
+                target=self._read, args=(pod["metadata"]["name"], self._stop), daemon=True
+            )
+            self._thread.start()
+
+    def finish(self, timeout_s: float = 10.0) -> None:
+        """Read what is left and stop."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _read(self, pod: str, stop: threading.Event) -> None:
+        from urllib3.exceptions import HTTPError
+
+        seen = ("", 0)
+        last_round = False
+        while not last_round:
+            last_round = stop.is_set()
+            try:
+                since = f"{seen[0]}Z" if seen[0] else None
+                for line in self.cluster.follow_log(pod, self.backend.container, since):
+                    stamp, _, text = line.partition(" ")
+                    moment = _moment(stamp)
+                    if moment > seen:
+                        seen = moment
+                        self._take(text)
+            except (ApiError, HTTPError, OSError):
+                # Gone, not started or dropped: the loop that polls the pods knows which it is.
+                last_round = last_round or stop.wait(1.0)
+                continue
+            stop.wait(1.0)
+
+    def _take(self, text: str) -> None:
+        text = text.rstrip()
+        if text:
+            self.tail.append(text)
+            self.progress = parse_progress(text) or self.progress
+            self.show(text)
+
+
+def _moment(stamp: str) -> tuple[str, int]:
+    """A sortable form of 2026-01-31T10:00:00.12Z: Kubernetes leaves out trailing zeros."""
+    seconds, _, fraction = stamp.rstrip("Z").partition(".")
+    digits = re.match(r"\d*", fraction)
+    return seconds[:19], int((digits[0] if digits else "").ljust(9, "0")[:9] or 0)
