@@ -1,0 +1,182 @@
+"""The blocks of the DiT: self-attention, cross-attention and MLP under adaptive layer norm.
+
+A `TransformerBlock` holds three `SubBlock`s that share one rule,
+``x <- x + gate * f(LayerNorm(x) * (1 + scale) + shift)``, with shift, scale and gate from a
+low-rank projection of the noise level plus a shared term. Module names repeat the published ones.
+
+Activation checkpointing sits inside the block, in the function that is compiled, so that a
+compiler sees the policy; compilation replaces that function and leaves ``forward`` (and what
+FSDP hooks onto it) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import (
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from components.lib.cosmos.attention import ATTENTION_OPS, AttentionBackend, attend
+from components.lib.cosmos.dit_config import DiTConfig
+from components.lib.cosmos.parallel import ColumnLinear, RowLinear, TensorParallel
+from components.lib.cosmos.rope import rotate
+
+Checkpointing = Literal["none", "selective", "full"]
+Rotary = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):
+    """``block.attn``: heads are cut over the tensor-parallel group, each with RMS-normed q and k."""
+
+    def __init__(self, config: DiTConfig, context_dim: int, parallel: TensorParallel) -> None:
+        super().__init__()
+        hidden, size = config.hidden, config.head_dim
+        if config.heads % parallel.size:
+            raise ValueError(
+                f"{config.heads} attention heads do not divide by tensor parallel {parallel.size}"
+            )
+        self.parallel = parallel
+        self.backend: AttentionBackend = "auto"
+        self.heads = config.heads // parallel.size
+        self.to_q = nn.Sequential(
+            ColumnLinear(hidden, hidden), nn.RMSNorm(size, eps=config.norm_eps)
+        )
+        self.to_k = nn.Sequential(
+            ColumnLinear(context_dim, hidden), nn.RMSNorm(size, eps=config.norm_eps)
+        )
+        self.to_v = nn.Sequential(ColumnLinear(context_dim, hidden))
+        self.to_out = nn.Sequential(RowLinear(hidden, hidden))
+
+    def forward(
+        self, x: Tensor, tokens: int, context: Tensor | None, rotary: Rotary | None
+    ) -> Tensor:
+        """x [rows, B, hidden]; context [L, B, dim] (None: attend to x itself) -> like x."""
+        x = self.parallel.enter(x, tokens)
+        source = x if context is None else context
+        heads = (self.heads, -1)
+        query = self.to_q[1](self.to_q[0](x).unflatten(-1, heads))
+        key = self.to_k[1](self.to_k[0](source).unflatten(-1, heads))
+        value = self.to_v[0](source).unflatten(-1, heads)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        return self.parallel.leave(self.to_out[0](attend(query, key, value, self.backend)))
+
+
+class _Attends(nn.Module):
+    """The level named ``block`` around ``attn`` in the published names."""
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        self.attn = attn
+
+
+class FeedForward(nn.Module):
+    """``block`` of the third sub-block: hidden -> ffn, exact GELU, ffn -> hidden."""
+
+    def __init__(self, config: DiTConfig, parallel: TensorParallel) -> None:
+        super().__init__()
+        self.parallel = parallel
+        self.layer1 = ColumnLinear(config.hidden, config.ffn)
+        self.layer2 = RowLinear(config.ffn, config.hidden)
+
+    def forward(self, x: Tensor, tokens: int) -> Tensor:
+        """[rows, B, hidden] -> the same."""
+        inner = F.gelu(self.layer1(self.parallel.enter(x, tokens)))
+        return self.parallel.leave(self.layer2(inner))
+
+
+class Modulation(nn.Sequential):
+    """``adaLN_modulation``: SiLU, hidden -> rank, rank -> parts · hidden."""
+
+    def __init__(self, config: DiTConfig, parts: int) -> None:
+        super().__init__(
+            nn.SiLU(),
+            nn.Linear(config.hidden, config.adaln_rank, bias=False),
+            nn.Linear(config.adaln_rank, parts * config.hidden, bias=False),
+        )
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LayerNorm without affine parameters, then scale and shift."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
+
+
+class SubBlock(nn.Module):
+    """One of the three parts of a block: ``block`` is f, ``adaLN_modulation`` its modulation."""
+
+    def __init__(self, config: DiTConfig, block: nn.Module) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.block = block
+        self.adaLN_modulation = Modulation(config, 3)
+
+    def forward(
+        self, x: Tensor, noise: Tensor, shared: Tensor, function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """x [rows, B, hidden]; noise [B, hidden]; shared [B, 3 · hidden]."""
+        shift, scale, gate = (self.adaLN_modulation(noise) + shared).chunk(3, dim=-1)
+        return x + gate * function(modulate(x, shift, scale, self.eps))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, MLP."""
+
+    def __init__(self, config: DiTConfig, parallel: TensorParallel) -> None:
+        super().__init__()
+        self.checkpointing: Checkpointing = "none"
+        self.blocks = nn.ModuleList(
+            [
+                SubBlock(config, _Attends(Attention(config, config.hidden, parallel))),
+                SubBlock(config, _Attends(Attention(config, config.text_dim, parallel))),
+                SubBlock(config, FeedForward(config, parallel)),
+            ]
+        )
+        self._run: Callable[..., Tensor] = self._checkpointed
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        noise: Tensor,
+        shared: Tensor,
+        text: Tensor,
+        rotary: Rotary,
+        tokens: int,
+    ) -> Tensor:
+        """x [rows, B, hidden] -> the same; ``tokens`` is the whole count, rows this rank's share."""
+        return self._run(x, positions, noise, shared, text, rotary, tokens)
+
+    def compile_run(self, backend: str = "inductor") -> None:
+        """Compile the block's work into one graph."""
+        self._run = torch.compile(self._checkpointed, fullgraph=True, backend=backend)
+
+    def _checkpointed(self, *inputs: Tensor | Rotary | int) -> Tensor:
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
+            return self._work(*inputs)
+        if self.checkpointing == "full":
+            return checkpoint(self._work, *inputs, use_reentrant=False)
+        keep = partial(create_selective_checkpoint_contexts, ATTENTION_OPS)
+        return checkpoint(self._work, *inputs, use_reentrant=False, context_fn=keep)
+
+    def _work(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        noise: Tensor,
+        shared: Tensor,
+        text: Tensor,
+        rotary: Rotary,
+        tokens: int,
+    ) -> Tensor:
+        attend_self, attend_text, mlp = self.blocks
+        x = x + positions
+        x = attend_self(x, noise, shared, lambda y: attend_self.block.attn(y, tokens, None, rotary))
+        x = attend_text(x, noise, shared, lambda y: attend_text.block.attn(y, tokens, text, None))
+        return mlp(x, noise, shared, lambda y: mlp.block(y, tokens))

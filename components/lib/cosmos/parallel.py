@@ -1,0 +1,221 @@
+"""Tensor and sequence parallelism of the DiT: weights from megatron-core, collectives that trace.
+
+The weights are megatron-core's ``ColumnParallelLinear`` and ``RowParallelLinear`` (its partition
+rules and parameter attributes, its `parallel_state` groups). Their own ``forward`` is not used:
+it issues one collective per matrix and breaks a compiled graph. Here a block gathers its input
+once for q, k and v, and the mappings call PyTorch's functional collectives, which a compiler can
+trace and which run on CPU with gloo (megatron-core's sequence-parallel mappings allocate on CUDA).
+
+Activations are sequence first, [tokens, batch, hidden], so that sequence parallelism cuts
+dimension 0 into contiguous pieces. Token counts that do not divide by the group are padded with
+zero rows which never enter attention.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+with warnings.catch_warnings():
+    # megatron-core warns at import that Transformer Engine and Apex are absent; neither is used
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state
+    from megatron.core.model_parallel_config import ModelParallelConfig
+    from megatron.core.tensor_parallel.layers import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        set_tensor_model_parallel_attributes,
+    )
+
+
+def tensor_parallel_group() -> ProcessGroup | None:
+    """The tensor-parallel group, or None when there is none or it has one member."""
+    if not torch.distributed.is_initialized() or not parallel_state.is_initialized():
+        return None
+    group = parallel_state.get_tensor_model_parallel_group()
+    return group if group.size() > 1 else None
+
+
+def _megatron_config() -> ModelParallelConfig:
+    return ModelParallelConfig(
+        params_dtype=torch.get_default_dtype(),
+        use_cpu_initialization=True,  # allocate where torch's device context says, meta included
+        perform_initialization=False,
+    )
+
+
+class _Bare:
+    """Undo megatron-core's extra state: an official state dict has tensors only."""
+
+    get_extra_state = nn.Module.get_extra_state
+    set_extra_state = nn.Module.set_extra_state
+
+
+class ColumnLinear(_Bare, ColumnParallelLinear):
+    """[*, in] -> [*, out / TP], no bias: each rank holds a slice of the output features."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            config=_megatron_config(),
+            init_method=nn.init.xavier_uniform_,
+            bias=False,
+            gather_output=False,
+            tp_group=tensor_parallel_group(),
+        )
+        _finish(self, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The local product. The caller maps x into the tensor-parallel region."""
+        return F.linear(x, self.weight)
+
+
+class RowLinear(_Bare, RowParallelLinear):
+    """[*, in / TP] -> [*, out], no bias: a partial sum that the caller reduces over the group."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            config=_megatron_config(),
+            init_method=nn.init.xavier_uniform_,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=tensor_parallel_group(),
+        )
+        _finish(self, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The local partial product."""
+        return F.linear(x, self.weight)
+
+
+def _finish(layer: Any, dim: int) -> None:
+    set_tensor_model_parallel_attributes(layer.weight, True, dim, 1)
+    layer._load_state_dict_pre_hooks.clear()  # it would insert the extra-state key
+
+
+class TensorParallel:
+    """How one model is cut over a tensor-parallel group. With ``group`` None every map is identity.
+
+    ``sequence`` adds sequence parallelism: between the parallel regions each rank holds
+    ``rows(tokens)`` of the tokens.
+    """
+
+    def __init__(self, group: ProcessGroup | None, sequence: bool = False) -> None:
+        self.size = group.size() if group is not None else 1
+        self.rank = group.rank() if group is not None else 0
+        self.name = str(group.group_name) if group is not None else ""
+        self.sequence = sequence and self.size > 1
+
+    def rows(self, tokens: int) -> int:
+        """Rows each rank holds outside the parallel regions."""
+        return -(-tokens // self.size) if self.sequence else tokens
+
+    def local(self, x: Tensor) -> Tensor:
+        """This rank's rows of a replicated [tokens, …]. Its gradient stays partial."""
+        if not self.sequence:
+            return x
+        rows = self.rows(x.shape[0])
+        return _pad_rows(x, rows * self.size).narrow(0, self.rank * rows, rows)
+
+    def enter(self, x: Tensor, tokens: int) -> Tensor:
+        """Into a parallel region: all tokens on every rank; gradients are summed over ranks."""
+        if self.size == 1:
+            return x
+        if self.sequence:
+            return _Gather.apply(x, self.name, self.size, -1)[:tokens]
+        return _Copy.apply(x, self.name)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Out of a parallel region: sum the partial results; with sequence, keep own rows."""
+        if self.size == 1:
+            return x
+        if self.sequence:
+            padded = _pad_rows(x, self.rows(x.shape[0]) * self.size)
+            return _ReduceScatter.apply(padded, self.name, self.size)
+        return _Reduce.apply(x, self.name)
+
+    def collect(self, x: Tensor, tokens: int) -> Tensor:
+        """All tokens on every rank, for computation that is the same on every rank.
+
+        The gradient that comes back is already whole on each rank, so each takes its own rows;
+        summing it over the ranks instead would make every gradient TP times too large.
+        """
+        if not self.sequence:
+            return x
+        return _Gather.apply(x, self.name, self.size, self.rank)[:tokens]
+
+
+def _pad_rows(x: Tensor, rows: int) -> Tensor:
+    missing = rows - x.shape[0]
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else x
+
+
+def _all_reduce(x: Tensor, name: str) -> Tensor:
+    ops = torch.ops._c10d_functional
+    return ops.wait_tensor(ops.all_reduce(x.contiguous(), "sum", name))
+
+
+def _all_gather(x: Tensor, name: str, size: int) -> Tensor:
+    ops = torch.ops._c10d_functional
+    return ops.wait_tensor(ops.all_gather_into_tensor(x.contiguous(), size, name))
+
+
+def _reduce_scatter(x: Tensor, name: str, size: int) -> Tensor:
+    ops = torch.ops._c10d_functional
+    return ops.wait_tensor(ops.reduce_scatter_tensor(x.contiguous(), "sum", size, name))
+
+
+class _Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _all_reduce(grad, ctx.name), None
+
+
+class _Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        return _all_reduce(x, name)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _Gather(torch.autograd.Function):
+    """``keep``: the rank whose rows of a whole gradient are its own, or -1 to sum partial ones."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str, size: int, keep: int) -> Tensor:
+        ctx.name, ctx.size, ctx.keep, ctx.rows = name, size, keep, x.shape[0]
+        return _all_gather(x, name, size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.keep < 0:
+            return _reduce_scatter(grad, ctx.name, ctx.size), None, None, None
+        return grad.narrow(0, ctx.keep * ctx.rows, ctx.rows).contiguous(), None, None, None
+
+
+class _ReduceScatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str, size: int) -> Tensor:
+        ctx.name, ctx.size = name, size
+        return _reduce_scatter(x, name, size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _all_gather(grad, ctx.name, ctx.size), None, None
