@@ -15,6 +15,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,7 +32,10 @@ from components.lib.store.connection import StoreSettings
 from components.lib.store.errors import StoreError
 
 READY_S = 60.0
-STOP_S = 30.0
+# SeaweedFS' own graceful stop waits 15 s for subscriptions that never end. Two seconds let its
+# queue of deletions drain; a kill after that loses nothing that was acknowledged.
+STOP_S = 2.0
+ORPHAN_S = 10.0
 _HOST = "127.0.0.1"
 # Run by a bare interpreter: ask for SIGKILL when the parent dies, then become the server.
 _LAUNCHER = """
@@ -75,6 +79,7 @@ class EmbeddedStore:
         binary = weed_binary()
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.folder)
+        _tidy(self.folder)
         try:
             access_key, secret_key = _credentials(self.folder)
             for last in (False, False, True):
@@ -88,6 +93,7 @@ class EmbeddedStore:
 
     def _attempt(self, binary: Path, access_key: str, secret_key: str) -> bool:
         ports = free_ports(4)
+        (self.folder / "ports.json").write_text(json.dumps(ports))
         self._server = _Server(binary, self.folder, ports, self._lock)
         settings = StoreSettings(
             endpoint=f"http://{_HOST}:{ports[0]}",
@@ -137,6 +143,7 @@ class EmbeddedStore:
             self._server = None
             self.env = {}
             if self._lock is not None:
+                _tidy(self.folder)
                 self._lock.close()
                 self._lock = None
 
@@ -241,7 +248,7 @@ def _command(binary: Path, folder: Path, ports: Sequence[int]) -> list[str]:
         f"-ip.bind={_HOST}",
         f"-master.port={master}",
         "-master.telemetry=false",
-        "-master.resumeState=false",
+        "-master.peers=none",
         "-master.volumeSizeLimitMB=1024",
         f"-volume.port={volume}",
         "-volume.max=0",
@@ -258,22 +265,55 @@ def _command(binary: Path, folder: Path, ports: Sequence[int]) -> list[str]:
 
 
 def _lock(folder: Path) -> IO[str]:
-    path = folder / "lock"
-    handle = path.open("a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.seek(0)
-        owner = handle.read().strip() or "unknown"
-        handle.close()
-        raise StoreError(
-            f"The workspace {folder.parent} is in use by process {owner}. Wait until it ends, or "
-            "give another workspace."
-        ) from error
+    handle = (folder / "lock").open("a+")
+    deadline = time.monotonic() + ORPHAN_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            handle.seek(0)
+            owner = handle.read().strip()
+            # The server of an owner that was killed holds the lock for a moment longer.
+            if time.monotonic() < deadline and owner.isdigit() and not _alive(int(owner)):
+                time.sleep(0.05)
+                continue
+            handle.close()
+            raise StoreError(
+                f"The workspace {folder.parent} is in use by process {owner or 'unknown'}. Wait "
+                "until it ends, or give another workspace."
+            ) from error
     handle.truncate(0)
     handle.write(str(os.getpid()))
     handle.flush()
     return handle
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a server leaves behind: the master's state and its sockets in /tmp.
+
+    The master keeps nothing of value, since volumes report themselves to it, and its state is
+    bound to its port.
+    """
+    for state in (folder / "data").glob("m[0-9]*"):
+        shutil.rmtree(state, ignore_errors=True)
+    record = folder / "ports.json"
+    ports = json.loads(record.read_text()) if record.exists() else []
+    for port in ports:
+        for part in ("s3", "filer", "master", "volume"):
+            for name in (f"{part}-{port}", f"{part}-grpc-{port + 10_000}"):
+                Path("/tmp", f"seaweedfs-{name}.sock").unlink(missing_ok=True)  # noqa: S108
+    record.unlink(missing_ok=True)
 
 
 def _credentials(folder: Path) -> tuple[str, str]:
