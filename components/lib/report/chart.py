@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from components.lib.contract import Frozen
 from components.lib.report.curves import Series
-from components.lib.report.trend import smooth
+from components.lib.report.trend import Array, smooth
 
 MAX_POINTS = 2400
 WIDE, COMPACT = (920, 360), (520, 250)
@@ -82,7 +82,7 @@ def _line_data(line: Line) -> dict[str, Any]:
     points = line.series.finite()
     kept = thin(points.values)
 
-    def at(values: Sequence[float]) -> list[float]:
+    def at(values: Sequence[float] | Array) -> list[float]:
         return [float(f"{values[i]:.6g}") for i in kept]
 
     data: dict[str, Any] = {
@@ -209,7 +209,9 @@ def _line(line: Line, x: _Scale, y: _Scale) -> str:
     colour = f"s{line.colour % 8}"
     series, kept = line.series, thin(line.series.values, 600)
 
-    def points(values: Sequence[float], lowest: float = -math.inf) -> list[tuple[float, float]]:
+    def points(
+        values: Sequence[float] | Array, lowest: float = -math.inf
+    ) -> list[tuple[float, float]]:
         return [(x(series.steps[i]), y(max(values[i], lowest))) for i in kept]
 
     raw = points(series.values)
