@@ -1,0 +1,1 @@
+"""Importers and exporters: official, NeMo, diffusers and TorchScript forms of both networks."""
