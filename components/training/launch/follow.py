@@ -69,8 +69,14 @@ def _number(text: str) -> float | None:
 class LogFollower:
     """Streams the log of rank 0's pod to ``show``, whichever pod that is at the moment."""
 
-    def __init__(self, cluster: Cluster, backend: Backend, show: Callable[[str], None]) -> None:
-        self.cluster, self.backend, self.show = cluster, backend, show
+    def __init__(
+        self,
+        cluster: Cluster,
+        backend: Backend,
+        show: Callable[[str], None],
+        pause_s: float = 1.0,
+    ) -> None:
+        self.cluster, self.backend, self.show, self.pause_s = cluster, backend, show, pause_s
         self.tail: deque[str] = deque(maxlen=_KEPT)
         self.progress: TrainingProgress | None = None
         self._uid = ""
@@ -101,8 +107,7 @@ class LogFollower:
         from urllib3.exceptions import HTTPError
 
         seen = ("", 0)
-        last_round = False
-        while not last_round:
+        while True:
             last_round = stop.is_set()
             try:
                 since = f"{seen[0]}Z" if seen[0] else None
@@ -114,9 +119,10 @@ class LogFollower:
                         self._take(text)
             except (ApiError, HTTPError, OSError):
                 # Gone, not started or dropped: the loop that polls the pods knows which it is.
-                last_round = last_round or stop.wait(1.0)
-                continue
-            stop.wait(1.0)
+                stop.wait(self.pause_s)
+            if last_round:
+                return
+            stop.wait(self.pause_s)
 
     def _take(self, text: str) -> None:
         text = text.rstrip()

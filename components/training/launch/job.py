@@ -46,6 +46,7 @@ class Timing(Frozen):
     image_pull_s: float = 300.0
     no_pods_s: float = 20.0
     annotate_s: float = 15.0
+    log_pause_s: float = 1.0
 
 
 class _Cancelled(BaseException):
@@ -89,7 +90,7 @@ class _Run:
         self.cluster, self.timing = cluster, timing
         self.kind = (backend.group, backend.version, backend.plural)
         self.title = f"{backend.kind} {cluster.namespace}/{request.name}"
-        self.follower = LogFollower(cluster, backend, progress.log)
+        self.follower = LogFollower(cluster, backend, progress.log, timing.log_pause_s)
         self.endings: dict[tuple[str, int], tuple[explain.Ending, str]] = {}
         self.said = ""
         self.phase = ""

@@ -1,0 +1,163 @@
+"""No poll loop dies of a passing error; final answers become sentences that say what to do."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from components.lib.contract import UserError
+from components.training.launch.job import run_job
+from components.training.launch.pytorchjob import PyTorchJob
+
+from .conftest import api_client  # type: ignore[import-not-found]
+
+
+def succeed(kubernetes: Any, name: Any) -> None:
+    kubernetes.master(name)
+    kubernetes.worker(name)
+    kubernetes.condition(name, "Running")
+    kubernetes.log(f"{name}-master-0", "one", "two<cut>", "three")
+    time.sleep(1.2)
+    kubernetes.master(name, "Succeeded")
+    kubernetes.condition(name, "Succeeded")
+
+
+@pytest.fixture
+def launch(request_: Any, lines: Any, cluster: Any, timing: Any) -> Any:
+    return lambda: run_job(PyTorchJob(), request_, lines, cluster, timing)
+
+
+@pytest.mark.parametrize("status", [401, 408, 410, 429, 500, 502, 503, 504, "drop", "hang"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", r"pytorchjobs/"),
+        ("GET", r"/pods\?"),
+        ("POST", r"/pytorchjobs"),
+    ],
+)
+def test_passing_errors_pass(
+    launch: Any, kubernetes: Any, lines: Any, method: Any, path: Any, status: Any
+) -> None:
+    kubernetes.on_create(
+        lambda name: (
+            kubernetes.master(name, "Succeeded"),
+            kubernetes.condition(name, "Succeeded"),
+        )
+    )
+    kubernetes.fail(method, path, status, times=2 if status != "hang" else 1)
+    launch()
+    assert "trying again" in lines.text
+
+
+@pytest.mark.parametrize("status", [403, 410, 500, "drop"])
+def test_a_watch_that_does_not_work_only_makes_it_slower(
+    launch: Any, kubernetes: Any, status: Any
+) -> None:
+    kubernetes.on_create(lambda name: succeed(kubernetes, name))
+    kubernetes.fail("GET", "watch=true", status, times=1000)
+    launch()
+
+
+def test_a_dropped_log_stream_loses_and_repeats_nothing(
+    launch: Any, kubernetes: Any, lines: Any
+) -> None:
+    kubernetes.on_create(lambda name: succeed(kubernetes, name))
+    kubernetes.fail("GET", r"/log", 500)
+    launch()
+    assert [line for line in lines.lines if line in ("one", "two", "three")] == [
+        "one",
+        "two",
+        "three",
+    ]
+
+
+def test_an_annotation_that_is_refused_does_not_stop_training(launch: Any, kubernetes: Any) -> None:
+    def run(name: Any) -> None:
+        kubernetes.log(f"{name}-master-0", "step 1, loss 0.5")
+        succeed(kubernetes, name)
+
+    kubernetes.on_create(run)
+    kubernetes.fail("PATCH", "pytorchjobs", 403, times=1000)
+    launch()
+    assert kubernetes.count("PATCH", "pytorchjobs") > 0
+
+
+def test_retry_after_is_respected(
+    request_: Any, lines: Any, cluster: Any, kubernetes: Any, timing: Any
+) -> None:
+    pauses = []
+    cluster.sleep = pauses.append
+    kubernetes.fail("GET", "pytorchjobs/", 429, headers={"Retry-After": "7"}.items())
+    cluster.get("kubeflow.org", "v1", "pytorchjobs", "x")
+    assert pauses == [7.0]
+
+
+def test_missing_rights_name_the_role(launch: Any, kubernetes: Any) -> None:
+    kubernetes.fail("POST", "pytorchjobs", 403, message='User "x" cannot create resource')
+    with pytest.raises(UserError, match=r"cannot create resource.*Role 'cosmos-launcher'"):
+        launch()
+
+
+def test_an_exceeded_quota_at_creation_is_a_quota_problem(launch: Any, kubernetes: Any) -> None:
+    kubernetes.fail("POST", "pytorchjobs", 403, message="exceeded quota: team, used: 8")
+    with pytest.raises(UserError, match=r"quota refuses it: .*exceeded quota: team"):
+        launch()
+
+
+def test_a_missing_crd_is_said(launch: Any, kubernetes: Any) -> None:
+    kubernetes.installed.clear()
+    with pytest.raises(UserError, match=r"knows no 'pytorchjobs'.*Install the operator"):
+        launch()
+
+
+def test_bad_credentials_are_said_after_a_while(
+    request_: Any, lines: Any, cluster: Any, kubernetes: Any, timing: Any
+) -> None:
+    cluster.api = api_client(kubernetes.url, token="stale")
+    with pytest.raises(UserError, match="does not accept the credentials"):
+        run_job(PyTorchJob(), request_, lines, cluster, timing)
+
+
+def test_a_rotated_token_is_read_again(
+    request_: Any, lines: Any, cluster: Any, kubernetes: Any, timing: Any
+) -> None:
+    kubernetes.on_create(lambda name: kubernetes.condition(name, "Succeeded"))
+    cluster.api = api_client(kubernetes.url, token="stale")
+    cluster.reload = lambda: api_client(kubernetes.url)
+    run_job(PyTorchJob(), request_, lines, cluster, timing)
+
+
+def test_a_long_outage_says_that_the_job_goes_on(cluster: Any, kubernetes: Any) -> None:
+    cluster.patience_s = 0.5
+    kubernetes.fail("GET", "pytorchjobs/", 503, times=1000)
+    with pytest.raises(UserError, match=r"has not answered.*A job that runs goes on"):
+        cluster.get("kubeflow.org", "v1", "pytorchjobs", "x")
+
+
+def test_two_creators_end_up_with_one_job(
+    request_: Any, lines: Any, cluster: Any, kubernetes: Any, timing: Any
+) -> None:
+    """A create whose answer was lost, or another launcher that was quicker, is a 409."""
+    original = kubernetes.get
+    first = []
+
+    def nothing_yet(plural: Any, name: Any) -> Any:
+        if not first:
+            first.append(True)
+            threading.Thread(target=kubernetes.create, args=(plural, body)).start()
+            time.sleep(0.2)
+            kubernetes.condition(name, "Succeeded")
+            job = kubernetes.jobs.pop((plural, name))
+            try:
+                return original(plural, name)
+            finally:
+                kubernetes.jobs[plural, name] = job
+        return original(plural, name)
+
+    body = PyTorchJob().body(request_)
+    kubernetes.get = nothing_yet
+    run_job(PyTorchJob(), request_, lines, cluster, timing)
+    assert len(kubernetes.jobs) == 1
+    assert "attached to" in lines.text
