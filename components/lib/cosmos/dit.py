@@ -49,6 +49,13 @@ class PatchEmbed(nn.Module):
         # the published names call this layer number 1 of a sequence whose number 0 rearranges
         self.proj = nn.Sequential(nn.Identity(), nn.Linear(features, config.hidden, bias=False))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the network computes: that of the weights as they are now."""
+        weight = self.proj[1].weight
+        assert isinstance(weight, Tensor)
+        return weight.dtype
+
     def patches(self, x: Tensor) -> Tensor:
         """Features of a token in the order channel, time, height, width."""
         t, s = self.config.patch_temporal, self.config.patch_spatial
@@ -127,7 +134,7 @@ class DiT(nn.Module):
         padding (None: no padding); ``condition_mask`` [B, 1, T, H, W], Video2World only.
         ValueError when the latent does not fit the model.
         """
-        dtype = self.x_embedder.proj[1].weight.dtype
+        dtype = self.x_embedder.dtype
         batch, _, frames, height, width = x.shape
         grid = self.config.grid(frames, height, width)
         tokens = math.prod(grid)
@@ -167,7 +174,7 @@ class DiT(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _unpatch(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """[tokens, B, features] -> [B, C, T, H, W]; here the channel is the last of the features."""
+        """[tokens, B, features] -> [B, C, T, H, W]; here the channel is the last feature."""
         t, s = self.config.patch_temporal, self.config.patch_spatial
         x = x.unflatten(-1, (s, s, t, -1)).unflatten(0, grid)  # T H W B p1 p2 t C
         x = x.permute(3, 7, 0, 6, 1, 4, 2, 5)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """``block.attn``: heads are cut over the tensor-parallel group, each with RMS-normed q and k."""
+    """``block.attn``: heads cut over the tensor-parallel group, q and k RMS-normed per head."""
 
     def __init__(self, config: DiTConfig, context_dim: int, parallel: TensorParallel) -> None:
         super().__init__()
@@ -76,6 +76,11 @@ class _Attends(nn.Module):
         super().__init__()
         self.attn = attn
 
+    def forward(
+        self, x: Tensor, tokens: int, context: Tensor | None, rotary: Rotary | None
+    ) -> Tensor:
+        return self.attn(x, tokens, context, rotary)
+
 
 class FeedForward(nn.Module):
     """``block`` of the third sub-block: hidden -> ffn, exact GELU, ffn -> hidden."""
@@ -86,8 +91,10 @@ class FeedForward(nn.Module):
         self.layer1 = ColumnLinear(config.hidden, config.ffn)
         self.layer2 = RowLinear(config.ffn, config.hidden)
 
-    def forward(self, x: Tensor, tokens: int) -> Tensor:
-        """[rows, B, hidden] -> the same."""
+    def forward(
+        self, x: Tensor, tokens: int, _context: Tensor | None, _rotary: Rotary | None
+    ) -> Tensor:
+        """[rows, B, hidden] -> the same. An MLP needs neither context nor positions."""
         inner = F.gelu(self.layer1(self.parallel.enter(x, tokens)))
         return self.parallel.leave(self.layer2(inner))
 
@@ -118,11 +125,18 @@ class SubBlock(nn.Module):
         self.adaLN_modulation = Modulation(config, 3)
 
     def forward(
-        self, x: Tensor, noise: Tensor, shared: Tensor, function: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        noise: Tensor,
+        shared: Tensor,
+        tokens: int,
+        context: Tensor | None,
+        rotary: Rotary | None,
     ) -> Tensor:
         """x [rows, B, hidden]; noise [B, hidden]; shared [B, 3 · hidden]."""
         shift, scale, gate = (self.adaLN_modulation(noise) + shared).chunk(3, dim=-1)
-        return x + gate * function(modulate(x, shift, scale, self.eps))
+        inner = modulate(x, shift, scale, self.eps)
+        return x + gate * self.block(inner, tokens, context, rotary)
 
 
 class TransformerBlock(nn.Module):
@@ -150,14 +164,14 @@ class TransformerBlock(nn.Module):
         rotary: Rotary,
         tokens: int,
     ) -> Tensor:
-        """x [rows, B, hidden] -> the same; ``tokens`` is the whole count, rows this rank's share."""
+        """x [rows, B, hidden] -> the same. ``tokens``: all tokens; rows: this rank's share."""
         return self._run(x, positions, noise, shared, text, rotary, tokens)
 
     def compile_run(self, backend: str = "inductor") -> None:
         """Compile the block's work into one graph."""
         self._run = torch.compile(self._checkpointed, fullgraph=True, backend=backend)
 
-    def _checkpointed(self, *inputs: Tensor | Rotary | int) -> Tensor:
+    def _checkpointed(self, *inputs: Any) -> Tensor:
         if self.checkpointing == "none" or not torch.is_grad_enabled():
             return self._work(*inputs)
         if self.checkpointing == "full":
@@ -175,8 +189,7 @@ class TransformerBlock(nn.Module):
         rotary: Rotary,
         tokens: int,
     ) -> Tensor:
-        attend_self, attend_text, mlp = self.blocks
-        x = x + positions
-        x = attend_self(x, noise, shared, lambda y: attend_self.block.attn(y, tokens, None, rotary))
-        x = attend_text(x, noise, shared, lambda y: attend_text.block.attn(y, tokens, text, None))
-        return mlp(x, noise, shared, lambda y: mlp.block(y, tokens))
+        own, cross, mlp = self.blocks
+        x = own(x + positions, noise, shared, tokens, None, rotary)
+        x = cross(x, noise, shared, tokens, text, None)
+        return mlp(x, noise, shared, tokens, None, None)

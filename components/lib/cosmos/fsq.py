@@ -45,7 +45,7 @@ class FSQ:
     def codes_of(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Integers [B, …] -> codes [B, C, …]. ValueError for an index out of range."""
         wide = indices.long()
-        if wide.numel() and not (0 <= int(wide.min()) and int(wide.max()) < self.codes):
+        if bool(((wide < 0) | (wide >= self.codes)).any()):
             raise ValueError(f"indices must lie within 0 … {self.codes - 1}")
         digits = torch.stack(
             [wide // base % level for base, level in zip(self.basis, self.levels, strict=True)],

@@ -75,9 +75,10 @@ class CosmosTokenizer(nn.Module):
         return self._decode_window(self._encode_window(video))
 
     def encode(self, video: Tensor, *, tile: int | None = None) -> Tensor:
-        """Video -> latent [B, C, T', H', W'] (discrete: codes). ``tile``: pixels, if memory is short.
+        """Video -> latent [B, C, T', H', W'] (discrete: codes).
 
-        Latents are as the network gives them; `normalise` makes them what the DiT is trained on.
+        ``tile``: code in tiles of that many pixels, when memory is short. Latents are as the
+        network gives them; `normalise` makes them what the DiT is trained on.
         """
         self.check_video(video.shape)
         return torch.cat([self._tiled_encode(part, tile) for part in self._windows(video)], dim=2)
@@ -85,7 +86,7 @@ class CosmosTokenizer(nn.Module):
     def decode(
         self, latent: Tensor, *, frames: int | None = None, tile: int | None = None
     ) -> Tensor:
-        """Latent (discrete: codes) -> video. ``frames`` cuts what padding of the last window added."""
+        """Latent (discrete: codes) -> video. ``frames`` cuts what padding the last window added."""
         if latent.shape[1] != self.config.latent_channels:
             raise ValueError(
                 f"the latent has {latent.shape[1]} channels, "
