@@ -1,0 +1,94 @@
+"""Frames to latents on one device.
+
+Frames cross to the device as bytes and are scaled to [-1, 1] there; the latent comes back as
+bf16, normalised with the tokenizer's per-channel, per-latent-frame statistics. On a GPU nothing
+waits: the copy down and the next clip's work are queued while the host goes on, and `collect`
+hands out what has arrived. On a CPU the same calls compute at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.latent_encoding.decode_worker import Frame
+
+if TYPE_CHECKING:
+    import torch
+
+# Forward passes queued on a GPU before the host waits for the oldest.
+IN_FLIGHT = 2
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Latents [B, C, T, H, W] bf16 on the host, of the batch that ``tag`` names."""
+
+    tag: Any
+    latents: torch.Tensor
+
+
+class LatentEncoder:
+    """The tokenizer's encoder on ``device``; ``dtype`` is that of weights and arithmetic."""
+
+    def __init__(self, folder: Path, device: str, dtype: str) -> None:
+        import torch
+
+        from components.lib.cosmos.model_folder import load_tokenizer
+
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.tokenizer = load_tokenizer(folder, self.device, self.dtype).requires_grad_(False)
+        self.queue: deque[tuple[Any, torch.Tensor, torch.cuda.Event | None]] = deque()
+        self.busy_s = 0.0
+
+    def buffer(self, clips: int, frames: int, height: int, width: int) -> torch.Tensor:
+        """Zeroed bytes [clips, frames, height, width, 3] on the device, to be filled by `load`."""
+        import torch
+
+        return torch.zeros(clips, frames, height, width, 3, dtype=torch.uint8, device=self.device)
+
+    def load(self, target: torch.Tensor, pieces: list[Frame]) -> None:
+        """Copy a decoded clip, given as consecutive pieces, into its place of a buffer."""
+        import torch
+
+        at = 0
+        for piece in pieces:
+            target[at : at + len(piece)].copy_(torch.from_numpy(piece))
+            at += len(piece)
+
+    def submit(self, tag: Any, frames: torch.Tensor) -> None:
+        """Encode a buffer. The result comes out of `collect`."""
+        import torch
+
+        begun = time.monotonic()
+        with torch.inference_mode():
+            video = frames.permute(0, 4, 1, 2, 3).to(self.dtype).div_(127.5).sub_(1.0)
+            latent = self.tokenizer.normalise(self.tokenizer.encode(video)).to(torch.bfloat16)
+            if self.device.type == "cuda":
+                host = torch.empty(latent.shape, dtype=latent.dtype, pin_memory=True)
+                host.copy_(latent, non_blocking=True)
+                event = torch.cuda.Event()
+                event.record(torch.cuda.current_stream(self.device))
+                self.queue.append((tag, host, event))
+            else:
+                self.queue.append((tag, latent, None))
+        self.busy_s += time.monotonic() - begun
+
+    def collect(self, everything: bool = False) -> list[Encoded]:
+        """What is done, oldest first. Waits while too much is queued, or for all of it."""
+        done: list[Encoded] = []
+        while self.queue:
+            tag, latents, event = self.queue[0]
+            if event is not None and not event.query():
+                if not everything and len(self.queue) <= IN_FLIGHT:
+                    break
+                begun = time.monotonic()
+                event.synchronize()
+                self.busy_s += time.monotonic() - begun
+            self.queue.popleft()
+            done.append(Encoded(tag, latents))
+        return done

@@ -1,0 +1,1 @@
+"""Encode every distinct prompt once with the T5 encoder."""
