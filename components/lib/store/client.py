@@ -29,7 +29,7 @@ from components.lib.store.metadata import NONCE_HEADER, to_headers
 from components.lib.store.reader import open_reader
 from components.lib.store.session import ObjectInfo, Session
 from components.lib.store.transfer import SPAN, BytesSource, FileSource, download, now, upload
-from components.lib.store.uri import object_uri, split_uri
+from components.lib.store.uri import split_uri, writable_uri
 
 __all__ = ["ObjectExists", "ObjectInfo", "ObjectStore", "StoreError"]
 
@@ -75,14 +75,14 @@ class ObjectStore:
     def get_bytes(self, uri: str, sha256: str | None = None) -> bytes:
         """The whole object, verified against ``sha256`` and against the digest stored with it."""
         info, response = self.session.open_first(uri, SPAN)
-        pieces: list[bytes] = []
+        buffer = bytearray()
         first = min(SPAN, info.bytes)
         if first:
-            self.session.copy_range(uri, 0, first, info.etag, pieces.append, response)
+            self.session.copy_range(uri, 0, first, info.etag, buffer.extend, response)
         if info.bytes > first:
             rest = info.bytes - first
-            self.session.copy_range(uri, first, rest, info.etag, pieces.append)
-        data = b"".join(pieces)
+            self.session.copy_range(uri, first, rest, info.etag, buffer.extend)
+        data = bytes(buffer)
         got = hashlib.sha256(data).hexdigest()
         for expected in (sha256, info.sha256):
             if expected and expected.lower() != got:
@@ -98,7 +98,7 @@ class ObjectStore:
     ) -> ObjectInfo:
         """Store ``data``. With ``if_absent`` raises ObjectExists when the object is there already;
         of several writers that try at once exactly one succeeds."""
-        object_uri(uri)
+        writable_uri(uri)
         if if_absent:
             return self._create(uri, data, meta)
         digest, etag = upload(
@@ -129,7 +129,7 @@ class ObjectStore:
 
     def put_file(self, path: Path, uri: str, meta: Mapping[str, Any] | None = None) -> ObjectInfo:
         """Upload a local file; large ones in parallel parts."""
-        object_uri(uri)
+        writable_uri(uri)
         source = FileSource(path)
         try:
             digest, etag = upload(self.session, source, uri, lambda sha: to_headers(uri, sha, meta))

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 
 from minio.datatypes import Part
 from minio.error import S3Error
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ProtocolError
 
 from components.lib.store.connection import StoreSettings, connect, signed_body
 from components.lib.store.errors import (
@@ -31,7 +32,7 @@ from components.lib.store.metadata import from_headers
 from components.lib.store.uri import object_uri, split_uri
 
 PIECE = 1 << 20
-Sink = Callable[[bytes], object]
+Sink = Callable[[memoryview], object]
 
 
 @dataclass(frozen=True)
@@ -144,20 +145,20 @@ class Session:
     ) -> None:
         """Feed bytes [start, start+length) to ``sink`` in order, going on after broken reads.
 
+        ``sink`` gets a view into a buffer that is used again for the next piece.
         ``response`` is an already open response for that range.
         """
         done = 0
         failed_at = None
+        buffer = memoryview(bytearray(min(PIECE, length)))
         while done < length:
             try:
                 if response is None:
                     response = self.open_range(uri, start + done, length - done, etag)
                 while done < length:
-                    piece = response.read(min(PIECE, length - done), decode_content=False)
-                    if not piece:
-                        raise HTTPError("the connection ended early")
-                    sink(piece)
-                    done += len(piece)
+                    count = _receive(response, buffer[: length - done])
+                    sink(buffer[:count])
+                    done += count
                     failed_at = None
                 response.release_conn()
             except HTTPError as error:
@@ -176,9 +177,9 @@ class Session:
 
     def read_range(self, uri: str, start: int, length: int, etag: str = "") -> bytes:
         """Bytes [start, start+length) of an object."""
-        pieces: list[bytes] = []
-        self.copy_range(uri, start, length, etag, pieces.append)
-        return b"".join(pieces)
+        data = bytearray()
+        self.copy_range(uri, start, length, etag, data.extend)
+        return bytes(data)
 
     def open_first(self, uri: str, length: int) -> tuple[ObjectInfo, Any]:
         """Info and an open response for the first ``length`` bytes (None for an empty object).
@@ -208,6 +209,27 @@ class Session:
         self.stop.set()
         self.leaf.shutdown(wait=True, cancel_futures=True)
         self.pool.clear()
+
+
+def _receive(response: Any, buffer: memoryview) -> int:
+    """Fill the buffer from the body of a response; returns how much came before its end.
+
+    Reads from the http.client response inside urllib3's: urllib3's own ``read`` copies each byte
+    twice more, which halves the speed of a download.
+    """
+    done = 0
+    try:
+        while done < len(buffer):
+            count = response._fp.readinto(buffer[done:])
+            if count == 0:
+                break
+            done += count
+    except (OSError, HTTPException, ValueError) as error:
+        if done == 0:
+            raise ProtocolError(f"the connection broke: {error}") from error
+    if done == 0:
+        raise ProtocolError("the connection ended early")
+    return done
 
 
 def info_of(uri: str, headers: Any, size: int) -> ObjectInfo:

@@ -254,10 +254,10 @@ class _Placer:
     ) -> None:
         session.copy_range(uri, self.start, length, etag, self.place, response)
 
-    def place(self, piece: bytes) -> None:
+    def place(self, piece: memoryview) -> None:
         if self.digest is not None:
             self.digest.update(piece)  # type: ignore[attr-defined]
-        rest = memoryview(piece)
+        rest = piece
         while rest:
             count = os.pwrite(self.fd, rest, self.at)
             self.at += count

@@ -37,3 +37,14 @@ def object_uri(uri: str) -> tuple[str, str]:
     if not key or key.endswith("/"):
         raise StoreError(f"'{uri}' names no object. Write it as s3://bucket/key.")
     return bucket, key
+
+
+def writable_uri(uri: str) -> tuple[str, str]:
+    """As `object_uri`, for an object to be written: refuses keys that some stores fold together."""
+    bucket, key = object_uri(uri)
+    if "//" in f"/{key}" or "\\" in key:
+        raise StoreError(
+            f"'{uri}' has an empty segment or a backslash in its key, which some stores fold into "
+            "another key. Write the key without them."
+        )
+    return bucket, key
