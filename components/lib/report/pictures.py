@@ -82,3 +82,13 @@ def beside(clips: Sequence[NDArray[np.uint8]], limit: int = 1280) -> list[Frame]
         np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
         for frame in joined
     ]
+
+
+def latent_frames(latent: Any, reference: Any, wanted: int) -> list[Frame]:
+    """Frames of a latent [C, T, H, W] as colours: its first three channels, scaled as those of
+    ``reference`` are, so that several latents can be compared."""
+    colours = reference[:3].float()
+    middle = colours.mean(dim=(1, 2, 3), keepdim=True)
+    spread = 2.5 * colours.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
+    frames = to_frames((latent[:3].float().cpu() - middle) / spread)
+    return [frames[i] for i in pick(len(frames), wanted)]

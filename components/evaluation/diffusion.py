@@ -1,0 +1,148 @@
+"""Held-out loss of a diffusion model on fixed noise and a fixed grid of noise levels.
+
+Training loss of a diffusion model is mostly the luck of the draw: sigma and noise move it more
+than training does. Here every clip is noised with the same noise at the same sigmas for every
+model, so two models differ by nothing but their weights. The sigmas are the medians of equal
+parts of the training distribution, so their mean estimates the training loss without text dropout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from components.evaluation.held_out import LatentClip
+from components.lib.contract import Progress
+from components.lib.cosmos.edm import SIGMA_DATA, NoiseConfig, denoise, edm_loss
+from components.lib.report.scores import ClipScore
+from components.lib.train.prompts import PromptSource
+
+BANDS = ("low", "middle", "high")
+SHOWN_SIGMA = 1.0
+
+
+class Grid(NamedTuple):
+    """Noise levels, ascending, and how many noises each clip gets at each of them."""
+
+    sigmas: list[float]
+    draws: int
+    seed: int
+
+    def band(self, index: int) -> str:
+        """Which third of the grid a level is in."""
+        return BANDS[index * len(BANDS) // len(self.sigmas)]
+
+
+def sigma_grid(levels: int, draws: int, seed: int, noise: NoiseConfig | None = None) -> Grid:
+    """The grid for a training distribution of ln(sigma)."""
+    settings = noise or NoiseConfig()
+    middles = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
+    logs = settings.mean + settings.std * torch.special.ndtri(middles)
+    return Grid([float(value) for value in logs.exp()], draws, seed)
+
+
+def fixed_noise(clip: LatentClip, level: int, draw: int, seed: int) -> Tensor:
+    """Standard normal noise, decided by the clip's content and place and nothing else."""
+    name = f"{seed}:{clip.info.video_sha256}:{clip.info.start_frame}:{level}:{draw}"
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(clip.latent.shape, generator=generator)
+
+
+def measure(
+    model: Any,
+    clips: Iterable[LatentClip],
+    prompts: PromptSource | None,
+    grid: Grid,
+    device: str,
+    progress: Progress,
+    total: int,
+    what: str,
+) -> list[ClipScore]:
+    """Loss of each clip: ``loss``, per level ``loss_sigma_…`` and per band ``loss_band_…``."""
+    scores = []
+    with torch.inference_mode(), progress.task(what, total, "clips") as task:
+        for clip in clips:
+            text = text_of(clip, prompts, model).to(device)
+            losses = [
+                sum(
+                    _loss(
+                        model, clip, text, sigma, fixed_noise(clip, level, draw, grid.seed), device
+                    )
+                    for draw in range(grid.draws)
+                )
+                / grid.draws
+                for level, sigma in enumerate(grid.sigmas)
+            ]
+            scores.append(_score(clip, grid, losses))
+            task.advance()
+    return scores
+
+
+def _loss(
+    model: Any, clip: LatentClip, text: Tensor, sigma: float, noise: Tensor, device: str
+) -> float:
+    frames = torch.ones(1, dtype=torch.long) if model.config.condition_mask else None
+    found = edm_loss(
+        model,
+        clip.latent[None].to(device),
+        torch.tensor([sigma], device=device),
+        noise[None].to(device),
+        text,
+        fps=torch.tensor([clip.info.fps], device=device),
+        condition_frames=frames,
+        sigma_data=model.config.sigma_data,
+    )
+    return float(found.loss)
+
+
+def _score(clip: LatentClip, grid: Grid, losses: Sequence[float]) -> ClipScore:
+    values = {"loss": math.fsum(losses) / len(losses)}
+    for level, sigma in enumerate(grid.sigmas):
+        values[f"loss_sigma_{sigma:.3g}"] = losses[level]
+    for band in BANDS:
+        inside = [loss for level, loss in enumerate(losses) if grid.band(level) == band]
+        if inside:
+            values[f"loss_band_{band}"] = math.fsum(inside) / len(inside)
+    return ClipScore(
+        video=clip.info.video,
+        sha256=clip.info.video_sha256,
+        drive=clip.info.drive or "",
+        clip=clip.key,
+        values=values,
+    )
+
+
+def text_of(clip: LatentClip, prompts: PromptSource | None, model: Any) -> Tensor:
+    """The clip's text embedding [1, 512, D]; zeros, as in unconditional training, without one."""
+    if prompts is None or clip.info.prompt_sha256 is None:
+        return torch.zeros(1, model.config.text_tokens, model.config.text_dim)
+    return prompts.embedding(clip.info.prompt_sha256)[None]
+
+
+def denoised(
+    model: Any, clip: LatentClip, prompts: PromptSource | None, seed: int, device: str
+) -> tuple[Tensor, Tensor]:
+    """(noised, the model's guess of the clean latent), normalised [C, T, H, W], at sigma 1."""
+    sigma_data = getattr(model.config, "sigma_data", SIGMA_DATA)
+    clean = sigma_data * clip.latent[None].to(device)
+    noised = clean + SHOWN_SIGMA * fixed_noise(clip, 0, 0, seed)[None].to(device)
+    mask = None
+    if model.config.condition_mask:
+        mask = torch.zeros(1, 1, *clean.shape[2:], device=device)
+    with torch.inference_mode():
+        guess = denoise(
+            model,
+            noised,
+            torch.tensor([SHOWN_SIGMA], device=device),
+            text_of(clip, prompts, model).to(device),
+            fps=torch.tensor([clip.info.fps], device=device),
+            condition_mask=mask,
+            sigma_data=sigma_data,
+        )
+    return noised[0].cpu() / sigma_data, guess[0].float().cpu() / sigma_data

@@ -1,0 +1,107 @@
+"""Writes the evaluation's files for people: report.html, summary.md, curves and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from components.evaluation import content
+from components.lib.lineage import Lineage
+from components.lib.manifest import Manifest
+from components.lib.report import curves, page, runs
+from components.lib.report.curves import Run
+from components.lib.report.scores import Evaluation
+from components.lib.report.stats import interval
+from components.lib.stage import Output
+
+if TYPE_CHECKING:
+    from components.evaluation.families import Family
+
+TITLES = {"dit": "Diffusion post-training", "tokenizer": "Tokenizer post-training"}
+
+
+def write_report(
+    output: Output,
+    evaluation: Evaluation,
+    run: Run,
+    family: Family,
+    lineage: Lineage,
+    inputs: Mapping[str, Manifest],
+) -> None:
+    """Upload every file and fill summary, metrics and timing of the output."""
+    judged = runs.judge_runs([run])[0]
+    title = TITLES[evaluation.family]
+    strips, videos = family.strips(), family.videos()
+    for path, picture in [*strips, *videos]:
+        output.put_bytes(path, picture.data)
+    output.put_bytes("loss_curve.csv", curves.to_csv([run]))
+    output.put_bytes("loss_curve.png", curves.to_png([run]))
+    output.put_bytes("summary.md", content.markdown(title, evaluation, judged.verdict.sentence))
+    curve_parts, charts = runs.curve_sections([run])
+    sections = [
+        page.section("Before and after", *content.metric_table(evaluation)),
+        curve_parts[0],
+        content.pictures_section([p for _, p in strips], [p for _, p in videos]),
+        page.section("Per noise level", content.sigma_plot(evaluation))
+        if evaluation.family == "dit"
+        else page.Fragment(""),
+        page.section("By source", *content.per_group(evaluation)),
+        *curve_parts[1:],
+        content.data_section(lineage, {**_facts(inputs["data"].summary), **family.facts()}),
+        runs.settings_section([run]),
+        content.lineage_section(lineage),
+    ]
+    about = " · ".join(
+        filter(None, [evaluation.models["candidate"].name, _sources(lineage), output.uri])
+    )
+    html = page.page(
+        title=title,
+        about=about,
+        headline=[*content.headline(evaluation), *runs.headline([judged])],
+        tiles=[*content.tiles(evaluation), *runs.tiles(judged)],
+        sections=sections,
+        charts=charts,
+        footer=f"cosmos-pipelines {version('cosmos-pipelines')}, evaluation of "
+        f"{evaluation.models['candidate'].manifest}",
+    )
+    output.put_bytes("report.html", html)
+    output.metrics.update(_metrics(evaluation, runs.scalars(judged), family))
+    output.timing.update(family.rates())
+    output.summary.update(
+        {
+            "family": evaluation.family,
+            "metric": evaluation.metric,
+            "verdict": judged.verdict.word,
+            "same_video": evaluation.same_video,
+            "candidate": evaluation.models["candidate"].digest,
+            "notes": list(evaluation.notes),
+        }
+    )
+
+
+def _sources(lineage: Lineage) -> str:
+    names = [video.uri.rsplit("/", 1)[-1] for video in lineage.videos]
+    if not names:
+        return ""
+    return names[0] if len(names) == 1 else f"{len(names)} videos"
+
+
+def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:
+    flat = runs.flatten({key: value for key, value in summary.items() if key != "metrics"})
+    return dict(list(flat.items())[:40])
+
+
+def _metrics(
+    evaluation: Evaluation, curve: Mapping[str, float], family: Family
+) -> dict[str, float]:
+    found = dict(curve)
+    for role in evaluation.models:
+        for metric in content.LABELS:
+            mean = interval(evaluation.clips(role), metric)
+            if mean.units:
+                found[f"{role}_{metric}"] = mean.mean
+    for item in content.comparisons(evaluation):
+        key = f"improvement_over_{item.role}" + ("" if item.set_name == "held-out" else "_old")
+        found[key] = item.comparison.improvement
+    return {**found, **family.scalars(), **family.rates()}

@@ -1,0 +1,239 @@
+"""Measure a trained model, its base and the model in production on the same held-out video.
+
+Training loss cannot tell whether a model got better (see `diffusion`), so the models are compared
+pairwise on the same clips, and everything that promotion needs to decide is written per clip to
+``evaluation.json``. Models are loaded one after another: memory holds one at a time.
+
+The version in production is a fact of the world, not an input, so its digest is part of the
+content address. Where the candidate itself is in production, the version it replaced takes that
+place: running again gives the same address and finds the finished output.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from components.evaluation.held_out import HeldOut, held_out
+from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
+from components.lib.lineage import trace
+from components.lib.manifest import Manifest, digest_json, load_manifest
+from components.lib.registry import Registry, models_root
+from components.lib.report.curves import Run, read_run
+from components.lib.report.scores import (
+    FILE_NAME,
+    HELD_OUT,
+    OLD,
+    ClipScore,
+    Evaluation,
+    ModelRef,
+    Role,
+    weights_digest,
+)
+from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.store import ObjectStore
+
+if TYPE_CHECKING:
+    from components.evaluation.families import Family
+
+SPEC = StageSpec(name="evaluation", version="1", kind="evaluation")
+
+
+class EvaluationConfig(StageConfig):
+    """Settings of the stage."""
+
+    training: str = manifest_input("Manifest of the training run.")
+    checkpoint: str = manifest_input("Checkpoint manifest of the model the run started from.")
+    data: str = manifest_input("Manifest of the data set; its validation split is measured on.")
+    prompts: str = manifest_input("Prompt embeddings (diffusion).", default="")
+    old_data: str = manifest_input(
+        "A second data set, of older video, whose validation split must not get worse.", default=""
+    )
+    vgg: str = manifest_input(
+        "VGG16 checkpoint for the perceptual distance (tokenizers). Empty: that of the training.",
+        default="",
+    )
+    model_name: str = Field(
+        "", description="Also measure the version of this model that is in production."
+    )
+    models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
+    weights: Literal["model", "model_ema"] = Field(
+        "model", description="Which weights of the run are judged and promoted."
+    )
+    max_clips: int = Field(64, ge=1, description="At most this many clips or videos of each set.")
+    seed: int = Field(0, description="Decides the fixed noise.")
+    sigmas: int = Field(8, ge=3, le=64, description="Diffusion: noise levels of the fixed grid.")
+    noise_draws: int = Field(1, ge=1, description="Diffusion: noises per clip and level.")
+    frames: int = Field(33, ge=1, description="Tokenizer: frames taken from each video.")
+    crop: int = Field(
+        256, ge=0, description="Tokenizer: largest side of the centre crop; 0: whole picture."
+    )
+    shown: int = Field(3, ge=0, le=16, description="Clips that are shown as pictures.")
+    device: str = operational("auto", "'auto' (a GPU when there is one), 'cpu' or 'cuda:N'.")
+
+
+CONFIG = EvaluationConfig
+
+
+def run(config: EvaluationConfig, store: ObjectStore, progress: Progress) -> StageResult:
+    """Measure and report. Output: report.html, summary.md, evaluation.json, loss_curve.csv/png,
+    pictures/."""
+    training = load_manifest(config.training, store)
+    production = _production(config, training, store)
+    inputs = {name: load_manifest(ref, store) for name, ref in config.manifest_refs().items()}
+    address = digest_json(
+        {
+            "stage": SPEC.name,
+            "version": SPEC.version,
+            "inputs": {name: manifest.content for name, manifest in inputs.items()},
+            "config": config.deciding_fields(),
+            "production": weights_digest(production) if production else None,
+        }
+    )
+
+    def work(inputs: dict[str, Manifest], output: Output) -> None:
+        _work(config, inputs, production, store, progress, output)
+
+    return execute(SPEC, config, store, progress, work, address=address)
+
+
+def _production(
+    config: EvaluationConfig, training: Manifest, store: ObjectStore
+) -> Manifest | None:
+    """The version in production, or the one it replaced when it is the candidate itself."""
+    if not config.model_name:
+        return None
+    root = config.models_root or models_root(config.storage_root)
+    registry = Registry(store, root, config.model_name)
+    pointer = registry.production()
+    if pointer is None:
+        return None
+    version = pointer.version
+    if pointer.digest == weights_digest(training, f"{config.weights}/"):
+        version = pointer.replaced
+    return registry.load(version) if version else None
+
+
+def _work(
+    config: EvaluationConfig,
+    inputs: dict[str, Manifest],
+    production: Manifest | None,
+    store: ObjectStore,
+    progress: Progress,
+    output: Output,
+) -> None:
+    from components.evaluation.families import open_family
+    from components.evaluation.report import write_report
+
+    curves = _curves(inputs["training"], store)
+    sets = {HELD_OUT: held_out(inputs["data"], HELD_OUT)}
+    if "old_data" in inputs:
+        sets[OLD] = held_out(inputs["old_data"], OLD)
+    family = open_family(config, inputs, store, progress, output.scratch)
+    manifests: dict[Role, tuple[Manifest, str]] = {
+        "base": (inputs["checkpoint"], "model/"),
+        "candidate": (inputs["training"], f"{config.weights}/"),
+    }
+    if production is not None:
+        manifests["production"] = (production, "model/")
+    models = {role: _model_ref(role, *held) for role, held in manifests.items()}
+    scores = _measure(family, manifests, models, sets, store, output.scratch)
+    evaluation = Evaluation(
+        family=family.name,
+        metric=family.metric,
+        better=family.better,
+        models=models,
+        sets=scores,
+        same_video=sets[HELD_OUT].same_video,
+        notes=_notes(sets, scores),
+        scalars=family.scalars(),
+    )
+    _check_finite(evaluation)
+    output.put_bytes(FILE_NAME, evaluation.model_dump_json(indent=1).encode())
+    lineage = trace([inputs["training"], inputs["data"]], store)
+    write_report(output, evaluation, curves, family, lineage, inputs)
+
+
+def _curves(training: Manifest, store: ObjectStore) -> Run:
+    def read(path: str) -> bytes:
+        entry = training.entry(path)
+        return store.get_bytes(training.file_uri(path), sha256=entry.sha256)
+
+    settings = json.loads(read("settings.json"))
+    name = str(training.summary.get("name") or "this run")
+    return read_run(
+        name, read("metrics.jsonl"), training.file_uri("metrics.jsonl"), settings=settings
+    )
+
+
+def _model_ref(role: Role, manifest: Manifest, prefix: str) -> ModelRef:
+    name = str(manifest.summary.get("version_name") or manifest.summary.get("name") or role)
+    return ModelRef(
+        name=name,
+        digest=weights_digest(manifest, prefix),
+        manifest=manifest.uri,
+        prefix=prefix,
+        version=int(manifest.summary.get("version", 0)),
+    )
+
+
+def _measure(
+    family: Family,
+    manifests: dict[Role, tuple[Manifest, str]],
+    models: dict[Role, ModelRef],
+    sets: dict[str, HeldOut],
+    store: ObjectStore,
+    scratch: Path,
+) -> dict[str, dict[Role, tuple[ClipScore, ...]]]:
+    """Scores by set and role. Equal weights (a run that starts from production) count once."""
+    from components.lib.cosmos.model_folder import download_model
+
+    scores: dict[str, dict[Role, tuple[ClipScore, ...]]] = {name: {} for name in sets}
+    done: dict[str, Role] = {}
+    for role, (manifest, prefix) in manifests.items():
+        twin = done.setdefault(models[role].digest, role)
+        if twin != role:
+            for name in sets:
+                scores[name][role] = scores[name][twin]
+            continue
+        folder = download_model(manifest, store, scratch / "weights" / role, prefix=prefix)
+        for name, found in family.measure(role, folder, sets).items():
+            scores[name][role] = tuple(found)
+    return scores
+
+
+def _notes(
+    sets: dict[str, HeldOut], scores: dict[str, dict[Role, tuple[ClipScore, ...]]]
+) -> tuple[str, ...]:
+    notes = []
+    if sets[HELD_OUT].same_video:
+        notes.append(
+            "Nothing was held out: all videos are of one drive, so the model is measured on video "
+            "it was trained on. The figures show that it learns, not that it generalises."
+        )
+    videos = len({clip.sha256 for clip in scores[HELD_OUT]["candidate"]})
+    if videos < 3:
+        plural = "video" if videos == 1 else "videos"
+        notes.append(
+            f"Only {videos} source {plural}: intervals are over clips of the same video and say "
+            "nothing about other videos."
+        )
+    return tuple(notes)
+
+
+def _check_finite(evaluation: Evaluation) -> None:
+    for name, by_role in evaluation.sets.items():
+        for role, clips in by_role.items():
+            if not clips:
+                raise UserError(f"No clip of the {name} set could be measured.")
+            for clip in clips:
+                for metric, value in clip.values.items():
+                    if not math.isfinite(value):
+                        raise UserError(
+                            f"{metric} of the {role} model on {clip.clip} is {value}: its weights "
+                            "are damaged or training diverged. See the training run's loss curve."
+                        )
