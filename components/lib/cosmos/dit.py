@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -194,12 +196,14 @@ def configure_blocks(
     *,
     checkpointing: Checkpointing = "none",
     compile_blocks: bool = False,
+    compiler: str | Callable[..., Any] = "inductor",
     attention: AttentionBackend = "auto",
 ) -> None:
     """Set how the blocks run. Call before training; FSDP may wrap the blocks before or after.
 
     ``selective`` checkpointing keeps attention outputs and recomputes the rest: attention is the
     largest part of a block's time and the smallest of what it saves. ``full`` recomputes all.
+    Compiled blocks share one graph (``compiler`` is a torch.compile backend).
     """
     for block in model.blocks.values():
         assert isinstance(block, TransformerBlock)
@@ -208,7 +212,7 @@ def configure_blocks(
             if isinstance(module, Attention):
                 module.backend = attention
         if compile_blocks:
-            block.compile_run()
+            block.compile_run(compiler)
 
 
 def tp_shard_dim(name: str) -> int | None:

@@ -167,7 +167,7 @@ class TransformerBlock(nn.Module):
         """x [rows, B, hidden] -> the same. ``tokens``: all tokens; rows: this rank's share."""
         return self._run(x, positions, noise, shared, text, rotary, tokens)
 
-    def compile_run(self, backend: str = "inductor") -> None:
+    def compile_run(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the block's work into one graph."""
         self._run = torch.compile(self._checkpointed, fullgraph=True, backend=backend)
 

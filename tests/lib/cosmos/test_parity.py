@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from components.lib.cosmos.dit import (
     DIT_PRESETS,
@@ -147,9 +148,17 @@ def run_ours(model: DiT, inputs: dict) -> torch.Tensor:
 def worst_difference(config: DiTConfig, size: tuple[int, int, int], **layout: object) -> dict:
     """Largest difference of the output and of any gradient, absolute and against its own size."""
     checkpointing = str(layout.pop("checkpointing", "none"))
+    compiled = bool(layout.pop("compiled", False))
     reference = make_oracle(config)
     ours = DiT(config, **layout)
-    configure_blocks(ours, checkpointing=checkpointing, attention="math")
+    graphs = CompileCounterWithBackend("aot_eager")
+    configure_blocks(
+        ours,
+        checkpointing=checkpointing,
+        attention="math",
+        compile_blocks=compiled,
+        compiler=graphs,
+    )
     theirs = dict(reference.named_parameters())
     random_weights(reference)
     parallel = ours.parallel
@@ -184,6 +193,7 @@ def worst_difference(config: DiTConfig, size: tuple[int, int, int], **layout: ob
         "gradient": gradient_worst,
         "relative": relative_worst,
         "where": where,
+        "graphs": graphs.frame_count,
     }
 
 
@@ -203,6 +213,15 @@ def test_dit_equals_diffusers(name: str, size: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("checkpointing", ["selective", "full"])
 def test_activation_checkpointing_changes_nothing(checkpointing: str) -> None:
     assert_equal(worst_difference(SMALL, (3, 8, 12), checkpointing=checkpointing))
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_all_blocks_together_compile_to_one_graph(checkpointing: str) -> None:
+    torch._dynamo.reset()
+    config = SMALL.model_copy(update={"layers": 10})  # more than the recompilation limit
+    result = worst_difference(config, (3, 8, 12), checkpointing=checkpointing, compiled=True)
+    assert_equal(result)
+    assert result["graphs"] == 1
 
 
 def test_tensor_parallel_equals_diffusers(tmp_path: Path) -> None:
@@ -227,6 +246,7 @@ def test_tensor_parallel_equals_diffusers(tmp_path: Path) -> None:
         assert len(cases) == 8
         for case in cases:
             assert_equal(case)
+            assert case["graphs"] == (1 if case["model"] == "V2W-like" else 0), case
 
 
 def one_rank(report: Path) -> None:
@@ -243,9 +263,13 @@ def one_rank(report: Path) -> None:
         ("V2W-like", (5, 6, 6)),
     ]:
         for sequence in (False, True):
-            kept = "selective" if name == "14B-like" else "none"
+            torch._dynamo.reset()
             result = worst_difference(
-                CONFIGS[name], size, sequence_parallel=sequence, checkpointing=kept
+                CONFIGS[name],
+                size,
+                sequence_parallel=sequence,
+                checkpointing="selective" if name == "14B-like" else "none",
+                compiled=name == "V2W-like",
             )
             cases.append({"model": name, "size": size, "sequence": sequence, **result})
     report.write_text(json.dumps(cases))
