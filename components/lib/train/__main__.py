@@ -1,0 +1,75 @@
+"""``python -m components.lib.train --yes --factory NAME group.field=value …`` (under torchrun).
+
+Exit codes: 0 finished; 75 stopped by SIGTERM with a checkpoint written, start the same command
+again to go on; 1 a mistake or a failure, told in the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from components.lib.contract import UserError
+from components.lib.logs import configure_logging
+from components.lib.train.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.overrides import apply_overrides, describe
+from components.lib.train.recipes import FACTORIES, recipe
+
+log = logging.getLogger("cosmos.train")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    configure_logging()
+    try:
+        config = parse(arguments)
+        if config is None:
+            return 0
+        from components.lib.train.run import train
+
+        return train(config)
+    except UserError as error:
+        log.error("%s", error)
+        return 1
+
+
+def parse(arguments: Sequence[str]) -> DiffusionConfig | TokenizerConfig | None:
+    """The resolved config, or None when help was printed. Raises UserError."""
+    parser = argparse.ArgumentParser("components.lib.train", add_help=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--yes", "-y", action="store_true")
+    parser.add_argument("--factory", default="cosmos_diffusion_7b_text2world_finetune")
+    parser.add_argument("overrides", nargs="*")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise UserError(f"Unknown option {unknown[0]}. Options: --yes, --factory NAME, --help.")
+    config = recipe(options.factory)
+    if options.help:
+        sys.stdout.write(_help(options.factory, config))
+        return None
+    config = apply_overrides(config, options.overrides)
+    if not options.yes and sys.stdin.isatty() and "RANK" not in os.environ:
+        sys.stdout.write(describe(config) + "\nStart this run? [y/N] ")
+        sys.stdout.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return None
+    return config
+
+
+def _help(factory: str, config: DiffusionConfig | TokenizerConfig) -> str:
+    names = "\n".join(
+        f"  {name}\n      {(function.__doc__ or '').splitlines()[0]}"
+        for name, function in FACTORIES.items()
+    )
+    return (
+        "usage: torchrun … -m components.lib.train --yes --factory NAME group.field=value …\n\n"
+        f"--yes starts without asking. Recipes (--factory):\n{names}\n\n"
+        f"Settings of {factory} and their values:\n{describe(config)}\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,116 @@
+"""A bounded local cache of shards, shared by the processes of a node.
+
+A shard is downloaded once under a lock and then read at random from disk; the least recently used
+ones are deleted when the bound is reached. Deleting a file that another process has open is safe
+on POSIX systems: it keeps reading, and fetches the shard again the next time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from components.lib.contract import Frozen, UserError
+from components.lib.store import ObjectStore
+
+
+class ShardRef(Frozen):
+    """One tar of a data set. ``uri`` is ``s3://…`` or a local path; ``sha256`` None: not known."""
+
+    name: str
+    uri: str
+    samples: int
+    split: str = "train"
+    sha256: str | None = None
+
+
+class ShardCache:
+    """Local copies of shards in ``folder``, at most ``max_bytes`` of them in total."""
+
+    def __init__(self, folder: Path, max_bytes: int, store: ObjectStore | None) -> None:
+        self.folder, self.max_bytes, self.store = folder, max_bytes, store
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, shard: ShardRef) -> Path:
+        """A local file with the shard's bytes, downloaded and verified if it is not there yet."""
+        if not shard.uri.startswith("s3://"):
+            return Path(shard.uri)
+        local = self.folder / f"{(shard.sha256 or 'unverified')[:16]}-{Path(shard.name).name}"
+        if not self._touch(local):
+            with self._lock(local):
+                if not self._touch(local):
+                    self._make_room()
+                    if self.store is None:
+                        raise UserError(f"{shard.uri} cannot be read: no object store is set up.")
+                    self.store.get_file(shard.uri, local, sha256=shard.sha256)
+        return local
+
+    def bytes_held(self) -> int:
+        """Total size of the cached shards."""
+        return sum(size for _, size, _ in self._entries())
+
+    def _touch(self, path: Path) -> bool:
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _make_room(self) -> None:
+        entries = sorted(self._entries())
+        held = sum(size for _, size, _ in entries)
+        while entries and held > self.max_bytes:
+            _, size, path = entries.pop(0)
+            path.unlink(missing_ok=True)
+            held -= size
+
+    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+        for path in self.folder.glob("*.tar"):
+            try:
+                info = path.stat()
+            except FileNotFoundError:
+                continue
+            yield info.st_mtime, info.st_size, path
+
+    @contextmanager
+    def _lock(self, path: Path) -> Iterator[None]:
+        with path.with_suffix(".lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+class TarIndex:
+    """Random access to the samples of a local tar: key and (offset, size) of each part."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
+        last = None
+        try:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    if not member.isfile():
+                        continue
+                    key, _, extension = member.name.partition(".")
+                    if key != last:
+                        self.samples.append((key, {}))
+                        last = key
+                    self.samples[-1][1][extension] = (member.offset_data, member.size)
+        except tarfile.TarError as error:
+            raise UserError(f"{path} is not a readable tar: {error}.") from error
+
+    def read(self, index: int) -> tuple[str, dict[str, bytes]]:
+        """(key, extension -> bytes) of sample ``index``."""
+        key, spans = self.samples[index]
+        with self.path.open("rb") as stream:
+            return key, {name: _read_span(stream, *span) for name, span in spans.items()}
+
+
+def _read_span(stream: Any, offset: int, size: int) -> bytes:
+    stream.seek(offset)
+    return stream.read(size)

@@ -1,0 +1,174 @@
+"""Checkpoints: written while training goes on, visible only when complete, readable at any layout.
+
+A save copies this rank's shards to the host and returns; a thread then writes them with torch's
+distributed checkpoint (DCP) in its safetensors form, uploads them, and the first rank adds the
+manifest last. The thread's collectives run on a gloo group of their own, so they never interleave
+with training's. DCP describes each shard's place in the global tensor, which is what lets another
+layout read it; safetensors headers carry that description, so no pickle is involved.
+
+The trade-off: a save needs one more copy of the shards in host memory (12 bytes per parameter of
+this rank), and a second save waits for the first.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from components.lib.contract import UserError
+from components.lib.manifest import MANIFEST_NAME, FileEntry
+from components.lib.train.config import CheckpointConfig
+from components.lib.train.layout import Layout
+from components.lib.train.places import (
+    FolderManifest,
+    Place,
+    complete_folders,
+    delete_folder,
+    read_folder_manifest,
+)
+
+log = logging.getLogger("cosmos.train")
+PREFIX = "checkpoints/"
+METRICS = "metrics.jsonl"
+Tensors = dict[str, torch.Tensor]
+
+
+class Checkpoints:
+    """The checkpoints of one run. All methods that touch tensors are collective."""
+
+    def __init__(
+        self, place: Place, layout: Layout, config: CheckpointConfig, work_dir: Path
+    ) -> None:
+        self.place, self.layout, self.config = place, layout, config
+        self.work_dir = work_dir
+        self._group = dist.new_group(backend="gloo")
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.bytes_written = 0
+
+    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any], metrics: str) -> None:
+        """Save host ``tensors`` (global views, not changed afterwards) as checkpoint ``step``.
+
+        ``state`` is JSON and travels in the manifest; ``metrics`` is the metrics file so far.
+        """
+        self.wait()
+        arguments = (step, tensors, dict(state), metrics)
+        if not self.config.asynchronous:
+            self._write(*arguments)
+            return
+        self._thread = threading.Thread(
+            target=self._write_guarded, args=arguments, name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the save in progress is complete. Raises what went wrong in it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        return [_step_of(folder) for folder in complete_folders(self.place, PREFIX)]
+
+    def newest(self) -> tuple[str, FolderManifest] | None:
+        """Folder and manifest of the newest complete checkpoint, as the first rank sees it."""
+        found: list[Any] = [None]
+        if self.layout.is_main:
+            folders = complete_folders(self.place, PREFIX)
+            found = [folders[-1] if folders else None]
+        dist.broadcast_object_list(found, src=0, group=self._group)
+        if found[0] is None:
+            return None
+        return found[0], read_folder_manifest(self.place, found[0])
+
+    def load(self, folder: str, manifest: FolderManifest, tensors: Tensors, local_rank: int) -> str:
+        """Fill host ``tensors`` from a checkpoint written at any layout.
+
+        One rank of each node downloads and verifies. Returns the metrics text saved with it.
+        """
+        local = self.work_dir / "restore" / Path(folder).name
+        files = [entry for entry in manifest.files if entry.path.endswith(".safetensors")]
+        if local_rank == 0:
+            shutil.rmtree(local, ignore_errors=True)
+            local.mkdir(parents=True)
+            self.place.fetch(files, folder, local)
+        dist.barrier(group=self._group)
+        reader = HuggingFaceStorageReader(str(local))
+        held = set(reader.read_metadata().state_dict_metadata)
+        if missing := sorted(set(tensors) - held):
+            raise UserError(
+                f"Checkpoint {folder} lacks '{missing[0]}' (and {len(missing) - 1} more): it was "
+                "written with other settings. Use the same ones, or another log.store_uri."
+            )
+        dcp.load(tensors, storage_reader=reader, process_group=self._group)
+        dist.barrier(group=self._group)
+        if local_rank == 0:
+            shutil.rmtree(local, ignore_errors=True)
+        return self.place.get_text(folder + METRICS) or ""
+
+    def _write_guarded(
+        self, step: int, tensors: Tensors, state: dict[str, Any], metrics: str
+    ) -> None:
+        try:
+            self._write(step, tensors, state, metrics)
+        except BaseException as error:  # noqa: BLE001 - handed to the training thread by wait()
+            self._error = error
+
+    def _write(self, step: int, tensors: Tensors, state: dict[str, Any], metrics: str) -> None:
+        folder = f"{PREFIX}step-{step:08d}/"
+        local = self.work_dir / "saving" / f"rank-{self.layout.rank:05d}" / f"step-{step:08d}"
+        shutil.rmtree(local, ignore_errors=True)
+        local.mkdir(parents=True)
+        writer = HuggingFaceStorageWriter(str(local), save_distributed=True)
+        dcp.save(tensors, storage_writer=writer, process_group=self._group)
+        mine = [
+            self.place.put(path, folder + path.name).model_dump()
+            for path in sorted(local.glob("*.safetensors"))
+        ]
+        shutil.rmtree(local)
+        everyone: list[Any] = [None] * self.layout.world
+        dist.all_gather_object(everyone, mine, group=self._group)
+        files = [FileEntry.model_validate(entry) for entries in everyone for entry in entries]
+        self.bytes_written = sum(entry.bytes for entry in files)
+        if self.layout.is_main:
+            files.append(self.place.put_text(folder + METRICS, metrics))
+            relative = tuple(
+                entry.model_copy(update={"path": entry.path[len(folder) :]}) for entry in files
+            )
+            manifest = FolderManifest(files=relative, state={**state, "step": step})
+            self.place.put_text(folder + MANIFEST_NAME, manifest.model_dump_json(indent=1))
+            self._prune()
+        # Nobody goes on to the next save, or ends the process, before this one is complete.
+        dist.barrier(group=self._group)
+
+    def _prune(self) -> None:
+        folders = complete_folders(self.place, PREFIX)
+        keep = set(folders[-self.config.save_top_k :])
+        if self.config.keep_best and len(folders) > len(keep):
+            losses = {
+                folder: read_folder_manifest(self.place, folder).state.get("validation_loss")
+                for folder in folders
+            }
+            known = {folder: loss for folder, loss in losses.items() if loss is not None}
+            if known:
+                keep.add(min(known, key=lambda folder: (known[folder], folder)))
+        for folder in folders:
+            if folder not in keep:
+                delete_folder(self.place, folder)
+
+
+def _step_of(folder: str) -> int:
+    return int(folder.rstrip("/").rsplit("-", 1)[1])

@@ -1,0 +1,286 @@
+"""Diffusion post-training: the DiT, its latents and prompts, the EDM loss, held-out validation.
+
+Validation uses fixed noise on a fixed grid of sigmas and text without dropout, so two checkpoints,
+or two models, compare; the training loss is too noisy for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from components.lib.contract import UserError
+from components.lib.cosmos.dit import (
+    DIT_PRESETS,
+    DiT,
+    DiTConfig,
+    configure_blocks,
+    tp_partial_gradient_names,
+    tp_shard_dim,
+)
+from components.lib.cosmos.edm import edm_loss
+from components.lib.train.batches import Batch, to_device
+from components.lib.train.config import DiffusionConfig
+from components.lib.train.dataset import SampleSource, Split
+from components.lib.train.draws import GRID, SampleDraws, sigma_grid, validation_noise
+from components.lib.train.layout import Layout
+from components.lib.train.prompts import PromptSource
+from components.lib.train.task import Work
+
+LATENT_SUFFIX, EMBEDDING_SUFFIX, INFO_SUFFIX = (
+    "video_latent.pth",
+    "t5_text_embeddings.pth",
+    "info.json",
+)
+
+
+def dit_config(config: DiffusionConfig, start: Path | None) -> DiTConfig:
+    """Geometry from the starting folder, or from the preset when there is none."""
+    if start is not None:
+        from components.lib.cosmos.model_folder import read_model_config
+
+        found = read_model_config(start)
+        if found.family != "dit":
+            raise UserError(f"resume.restore_config.path holds a {found.family}, not a DiT.")
+        return DiTConfig.model_validate(found.config)
+    if config.model.preset not in DIT_PRESETS:
+        raise UserError(
+            f"There is no model.preset '{config.model.preset}'. Choose {', '.join(DIT_PRESETS)}."
+        )
+    return DIT_PRESETS[config.model.preset]
+
+
+def forward_flops(dit: DiTConfig, tokens: int) -> float:
+    """Forward FLOPs of one sample: matrix products and attention of the blocks."""
+    d, text = dit.hidden, dit.text_tokens
+    products = 2 * tokens * (6 * d * d + 2 * d * dit.ffn) + 4 * text * dit.text_dim * d
+    attention = 4 * tokens * tokens * d + 4 * tokens * text * d
+    return float(dit.layers * (products + attention))
+
+
+class DiffusionTask:
+    """See `components.lib.train.task.Task`."""
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        layout: Layout,
+        source: SampleSource,
+        prompts: PromptSource,
+        start: Path | None,
+    ) -> None:
+        self.config, self.layout, self.source, self.prompts = config, layout, source, prompts
+        self.dit = dit_config(config, start)
+        # With weights to load nothing is allocated before the model is sharded.
+        context = torch.device("meta") if start is not None else torch.device("cpu")
+        with context:
+            self.model: nn.Module = DiT(
+                self.dit,
+                sequence_parallel=layout.sequence_parallel,
+                seed=None if start is not None else config.trainer.seed,
+            )
+        self._partial = set(tp_partial_gradient_names(self._dit))
+        self.name = _start_name(start) or f"cosmos-dit-{config.model.preset}"
+        configure_blocks(
+            self._dit,
+            checkpointing=config.trainer.recompute,
+            compile_blocks=config.trainer.compile,
+        )
+
+    @property
+    def _dit(self) -> DiT:
+        assert isinstance(self.model, DiT)
+        return self.model
+
+    def units(self) -> list[nn.Module]:
+        """One per block."""
+        return list(self._dit.blocks.values())
+
+    def shard_dim(self, name: str) -> int | None:
+        """As the network says."""
+        return tp_shard_dim(name)
+
+    def partial_names(self) -> set[str]:
+        """Recorded before sharding, which replaces the parameters."""
+        return self._partial
+
+    def after_sharding(self) -> None:
+        """Nothing to do."""
+
+    def train_counts(self) -> list[int]:
+        """Samples of each training shard."""
+        return self.source.counts("train")
+
+    def make_batch(self, samples: list[tuple[int, int, int]]) -> Batch:
+        """latent, noise [B,16,T,H,W]; sigma, fps, condition_frames [B]; text [B,512,D]."""
+        rows = [self._row(number, shard, index) for number, shard, index in samples]
+        return _stack(rows)
+
+    def _row(self, number: int, shard: int, index: int) -> Batch:
+        row = self._sample("train", shard, index)
+        draws = SampleDraws(
+            number, self.config.trainer.seed, self.config.model, row["latent"].shape
+        )
+        text = row["text"] if draws.keep_text else torch.zeros_like(row["text"])
+        return row | {
+            "text": text,
+            "noise": draws.noise,
+            "sigma": draws.sigma,
+            "condition_frames": torch.tensor(draws.condition_frames),
+        }
+
+    def _sample(self, split: Split, shard: int, index: int) -> Batch:
+        """latent [16,T,H,W], text [512,D], fps []."""
+        name, parts = self.source.read(split, shard, index)
+        if LATENT_SUFFIX in parts:
+            return _guide_sample(name, parts)
+        from components.lib.shards.latents import parse_latent
+
+        latent, info = parse_latent(parts, name)
+        if info.prompt_sha256 is None:
+            raise UserError(f"{name} has no prompt. Give the videos prompts and encode again.")
+        return {
+            "latent": latent,
+            "text": self.prompts.embedding(info.prompt_sha256),
+            "fps": torch.tensor(info.fps),
+        }
+
+    def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The EDM loss."""
+        return self._edm(batch).loss, {}
+
+    def _edm(self, batch: Batch) -> Any:
+        return edm_loss(
+            self.model,
+            batch["latent"],
+            batch["sigma"],
+            batch["noise"],
+            batch["text"],
+            fps=batch["fps"],
+            condition_frames=batch["condition_frames"] if self.dit.condition_mask else None,
+            sigma_data=self.config.model.sigma_data,
+        )
+
+    def validation(self, folder: Path, step: int) -> dict[str, float]:
+        """Mean loss over held-out samples x the sigma grid, and per noise level."""
+        split, pairs = self.held_out()
+        grid = sigma_grid(self.config.model)
+        sums = torch.zeros(GRID, dtype=torch.float64, device=self.layout.device)
+        jobs = [(sample, level) for sample in range(len(pairs)) for level in range(GRID)]
+        rounds = -(-len(jobs) // self.layout.dp)
+        self.model.eval()
+        with torch.no_grad():
+            for turn in range(rounds):
+                place = turn * self.layout.dp + self.layout.dp_rank
+                # FSDP needs every rank in every forward pass; idle ones repeat the last job.
+                sample, level = jobs[min(place, len(jobs) - 1)]
+                row = self._sample(split, *pairs[sample])
+                row["noise"] = validation_noise(
+                    sample, level, self.config.trainer.seed, row["latent"].shape
+                )
+                row["sigma"] = grid[level]
+                row["condition_frames"] = torch.tensor(1)
+                value = self._edm(to_device(_stack([row]), self.layout.device)).loss
+                if place < len(jobs):
+                    sums[level] += value.double()
+        self.model.train()
+        dist.all_reduce(sums)
+        means = (sums / self.layout.tp / len(pairs)).tolist()
+        levels = {
+            f"loss_sigma_{sigma:.3g}": mean
+            for sigma, mean in zip(grid.tolist(), means, strict=True)
+        }
+        return {"loss": sum(means) / GRID, **levels}
+
+    def held_out(self) -> tuple[Split, list[tuple[int, int]]]:
+        """The split that validation reads (training if none is held out) and its first samples."""
+        split: Split = "validation" if sum(self.source.counts("validation")) else "train"
+        pairs = [
+            (shard, index)
+            for shard, count in enumerate(self.source.counts(split))
+            for index in range(count)
+        ]
+        return split, pairs[: self.config.trainer.limit_val_batches]
+
+    def work(self, batch: Batch) -> Work:
+        """Tokens after patching."""
+        frames, height, width = batch["latent"].shape[2:]
+        tokens = frames * height * width // self.dit.patch_volume
+        samples = len(batch["latent"])
+        return Work(
+            unit="tokens",
+            amount=samples * tokens,
+            forward_flops=samples * forward_flops(self.dit, tokens),
+        )
+
+    def export(self, folder: Path, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """A canonical folder in bf16, as the official weights are (fp32 for 32-true runs)."""
+        from components.lib.cosmos.model_folder import save_model_folder
+
+        bf16 = self.config.trainer.precision == "bf16-mixed"
+        save_model_folder(
+            folder,
+            "dit",
+            self.name,
+            self.dit,
+            ((name, _cast(name, tensor) if bf16 else tensor) for name, tensor in weights),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Geometry, validation split, counts."""
+        split, pairs = self.held_out()
+        return {
+            "family": "dit",
+            "name": self.name,
+            "network": self.dit.model_dump(mode="json"),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "training_samples": sum(self.train_counts()),
+            "validation_samples": len(pairs),
+            "validation": "held-out" if split == "validation" else "same-video",
+        }
+
+
+def _cast(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    # The position counter is an index table and keeps its precision.
+    return tensor if name.startswith("pos_embedder") else tensor.to(torch.bfloat16)
+
+
+def _guide_sample(name: str, parts: dict[str, bytes]) -> Batch:
+    import io
+    import json
+
+    def tensor(suffix: str) -> torch.Tensor:
+        return torch.load(io.BytesIO(parts[suffix]), map_location="cpu", weights_only=True)
+
+    info = json.loads(parts[INFO_SUFFIX])
+    if "fps" not in info:
+        raise UserError(f"{name}.{INFO_SUFFIX} has no 'fps'.")
+    return {
+        "latent": tensor(LATENT_SUFFIX),
+        "text": tensor(EMBEDDING_SUFFIX),
+        "fps": torch.tensor(float(info["fps"])),
+    }
+
+
+def _stack(rows: list[Batch]) -> Batch:
+    first = rows[0]["latent"].shape
+    for row in rows:
+        if row["latent"].shape != first:
+            raise UserError(
+                f"A batch mixes latents of {tuple(first)} and {tuple(row['latent'].shape)}. "
+                "Set data.micro_batch_size=1 for data of several sizes."
+            )
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _start_name(start: Path | None) -> str:
+    if start is None:
+        return ""
+    from components.lib.cosmos.model_folder import read_model_config
+
+    return read_model_config(start).name

@@ -1,0 +1,272 @@
+"""The framework-free core: one optimizer step, and everything that must survive a restart.
+
+A step takes one global batch of running sample numbers, accumulates its micro-batches, sums the
+partial gradients over tensor parallelism, clips by the true global norm, and applies AdamW to the
+fp32 shards. State that is not a pure function of the step counter (weights, moments, moving
+average, running mean of the loss) is what a checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from components.lib.contract import UserError
+from components.lib.train.batches import Batch, shared_batch
+from components.lib.train.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.gradients import clip, global_norm, sum_partial_gradients
+from components.lib.train.guard import LossGuard
+from components.lib.train.layout import Layout, global_view, host_copy
+from components.lib.train.loader import Loader
+from components.lib.train.order import SampleOrder, numbers_of
+from components.lib.train.schedule import learning_rate
+from components.lib.train.task import Task
+
+# Dense bf16 peak of one device, FLOP/s, by a part of its name.
+PEAKS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "B200": 2250e12}
+
+
+class Engine:
+    """Model, optimizer and position of one run on this rank."""
+
+    def __init__(
+        self, config: DiffusionConfig | TokenizerConfig, layout: Layout, task: Task
+    ) -> None:
+        self.config, self.layout, self.task = config, layout, task
+        self.step = 0
+        self.consumed = 0
+        self.guard = LossGuard(config.trainer.explode_factor)
+        self.micro_steps = _micro_steps(config, layout)
+        self.global_batch = config.data.micro_batch_size * layout.dp * self.micro_steps
+        self.parameters = {
+            name: parameter
+            for name, parameter in task.model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.optimizer = _adamw(config, self.parameters)
+        self.ema: dict[str, torch.Tensor] = {}
+        if config.trainer.ema_decay:
+            self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._loader: Loader[Batch] | None = None
+        self._unused = 0.0
+
+    def start_data(self) -> None:
+        """Begin to read ahead from the current position."""
+        data = self.config.data
+        order = SampleOrder(
+            self.task.train_counts(),
+            seed=data.seed,
+            window=data.shuffle_shards,
+            shuffle=data.shuffle,
+        )
+
+        def make(numbers: list[int]) -> Batch:
+            return self.task.make_batch([(n, *order.at(n)) for n in numbers])
+
+        if self.layout.tp_rank == 0:
+            self._loader = Loader(
+                make, self._numbers(), workers=data.num_workers, prefetch=data.prefetch
+            )
+
+    def stop_data(self) -> None:
+        """Stop reading ahead."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    def _numbers(self) -> Iterator[list[int]]:
+        consumed = self.consumed
+        while True:
+            for micro_step in range(self.micro_steps):
+                yield numbers_of(
+                    consumed,
+                    micro_batch=self.config.data.micro_batch_size,
+                    data_parallel=self.layout.dp,
+                    rank=self.layout.dp_rank,
+                    micro_step=micro_step,
+                )
+            consumed += self.global_batch
+
+    def _next_batch(self) -> Batch:
+        # On the other tensor-parallel ranks there is no loader and the batch is received.
+        return shared_batch(lambda: self._loader.next() if self._loader else {}, self.layout)
+
+    def train_step(self) -> dict[str, float]:
+        """One optimizer step. Returns this step's metrics, the same on every rank but for times."""
+        started = time.perf_counter()
+        model = self.task.model
+        model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        lr = learning_rate(self.config.optim, self.step, self.config.trainer.max_steps)
+        totals: dict[str, torch.Tensor] = {}
+        waited, amount, flops, unit = 0.0, 0.0, 0.0, ""
+        for _ in range(self.micro_steps):
+            batch = self._next_batch()
+            waited += self._loader.wait_seconds if self._loader else 0.0
+            loss, parts = self.task.loss(batch, self.step)
+            (loss / self.micro_steps).backward()
+            work = self.task.work(batch)
+            amount, flops, unit = amount + work.amount, flops + work.forward_flops, work.unit
+            for name, value in {"loss": loss, **parts}.items():
+                totals[name] = totals.get(name, 0.0) + value.detach().float() / self.micro_steps
+        sum_partial_gradients(self.parameters, self.task.partial_names(), self.layout)
+        norm = global_norm(self.parameters, self.task.shard_dim, self.layout)
+        metrics = self._mean_over_ranks(totals)
+        metrics["grad_norm"] = float(norm)
+        self.guard.check(self.step, metrics["loss"], metrics["grad_norm"], lr, self.parameters)
+        clip(self.parameters.values(), norm, self.config.trainer.gradient_clip_val)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self._update_ema()
+        self.step += 1
+        self.consumed += self.global_batch
+        if self.layout.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        metrics |= {
+            "lr": lr,
+            "step_seconds": seconds,
+            "data_wait_seconds": waited,
+            f"{unit}_per_second": amount * self.layout.dp / seconds,
+            "consumed_samples": float(self.consumed),
+            "memory_gib": self._memory_gib(),
+        }
+        peak = self._peak()
+        if peak and flops:
+            metrics["mfu"] = 3 * flops / self.layout.tp / seconds / peak
+        return metrics
+
+    def _mean_over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
+        names = sorted(totals)
+        flat = torch.stack([totals[name].to(self.layout.device) for name in names]).double()
+        dist.all_reduce(flat)
+        values = (flat / self.layout.world).tolist()
+        return dict(zip(names, values, strict=True))
+
+    def _update_ema(self) -> None:
+        decay = self.config.trainer.ema_decay
+        with torch.no_grad():
+            for name, average in self.ema.items():
+                _local(average).lerp_(_local(self.parameters[name]), 1 - decay)
+
+    def _memory_gib(self) -> float:
+        if self.layout.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def _peak(self) -> float | None:
+        if self.layout.device.type != "cuda":
+            return None
+        name = torch.cuda.get_device_name(self.layout.device)
+        return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+    def tensors(self, *, copy: bool) -> dict[str, torch.Tensor]:
+        """Weights, moments and moving average as global views over host memory.
+
+        ``copy`` detaches them from training (for a save that runs beside it).
+        """
+        views: dict[str, torch.Tensor] = {}
+        for name, parameter in self.parameters.items():
+            moments = self._moments(parameter)
+            held = {"model": parameter, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+            if name in self.ema:
+                held["ema"] = self.ema[name]
+            for kind, value in held.items():
+                assert isinstance(parameter, DTensor)
+                views[f"{kind}.{name}"] = global_view(
+                    host_copy(value, always=copy),
+                    parameter,
+                    self.layout,
+                    self.task.shard_dim(name),
+                )
+        return views
+
+    def load_tensors(self, views: dict[str, torch.Tensor]) -> None:
+        """Take over what a checkpoint load has filled in (the inverse of `tensors`)."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                first, second = self._moments(parameter)
+                held = {"model": parameter, "exp_avg": first, "exp_avg_sq": second}
+                if name in self.ema:
+                    held["ema"] = self.ema[name]
+                for kind, value in held.items():
+                    _local(value).copy_(_local(views[f"{kind}.{name}"]))
+
+    def _moments(self, parameter: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor]:
+        state = self.optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state["exp_avg"], state["exp_avg_sq"]
+
+    def reshard(self) -> None:
+        """Drop gathered weights, which a forward pass without backward leaves behind."""
+        for module in self.task.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def state(self) -> dict[str, Any]:
+        """The rest of the state, as JSON."""
+        return {
+            "step": self.step,
+            "consumed_samples": self.consumed,
+            "guard": self.guard.state(),
+            "global_batch": self.global_batch,
+            "layout": {"tp": self.layout.tp, "dp": self.layout.dp},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Set the position. Call after `load_tensors` and before `start_data`."""
+        self.step = int(state["step"])
+        self.consumed = int(state["consumed_samples"])
+        self.guard.restore(state["guard"])
+        for parameter in self.parameters.values():
+            self._moments(parameter)
+            self.optimizer.state[parameter]["step"].fill_(float(self.step))
+
+
+def _local(value: torch.Tensor) -> torch.Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _micro_steps(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> int:
+    wanted, per_pass = config.data.global_batch_size, config.data.micro_batch_size * layout.dp
+    if wanted == 0:
+        return config.trainer.accumulate_grad_batches
+    if wanted % per_pass:
+        raise UserError(
+            f"data.global_batch_size={wanted} is not a multiple of data.micro_batch_size="
+            f"{config.data.micro_batch_size} x {layout.dp} data-parallel ranks."
+        )
+    return wanted // per_pass
+
+
+def _adamw(
+    config: DiffusionConfig | TokenizerConfig, parameters: dict[str, nn.Parameter]
+) -> torch.optim.AdamW:
+    settings = config.optim.config
+    decayed = [p for name, p in parameters.items() if not name.endswith("bias")]
+    plain = [p for name, p in parameters.items() if name.endswith("bias")]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    fused = any(p.device.type == "cuda" for p in parameters.values())
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_eps,
+        fused=fused,
+    )

@@ -1,0 +1,196 @@
+"""Which rank does what: tensor parallel x data parallel, on any device.
+
+megatron-core's `parallel_state` holds the tensor-parallel groups that the DiT's layers use; torch's
+`DeviceMesh` over the same ranks drives FSDP2. Tensor-parallel ranks are neighbours (rank = data
+rank x TP + tensor rank), so they share a node. The mesh is [replicas, shards, tp]: FSDP shards over
+`shards` and, under HSDP, only gradients travel over `replicas`.
+
+FSDP splits each parameter on a dimension that tensor parallelism does not use. The global tensor is
+then a plain grid of blocks, which `global_view` states as a DTensor for checkpoints: any layout can
+read what any other wrote.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
+
+from components.lib.contract import UserError
+from components.lib.train.config import StrategyConfig, TrainerConfig
+
+ShardDim = Callable[[str], int | None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This process's place. Groups are None where the dimension has one rank."""
+
+    rank: int
+    world: int
+    tp: int
+    tp_rank: int
+    dp: int
+    dp_rank: int
+    device: torch.device
+    mesh: DeviceMesh
+    host_mesh: DeviceMesh
+    sequence_parallel: bool
+
+    @property
+    def tp_group(self) -> dist.ProcessGroup:
+        """The ranks that share each layer."""
+        return self.mesh["tp"].get_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes logs and manifests."""
+        return self.rank == 0
+
+    @property
+    def fsdp_mesh(self) -> DeviceMesh:
+        """The mesh for `fully_shard`: 1-D, or 2-D under HSDP."""
+        replicas = self.mesh.size(0)
+        return self.mesh["replicas", "shards"] if replicas > 1 else self.mesh["shards"]
+
+    def seconds_since_start(self) -> float:
+        """CPU seconds of this process, for logs."""
+        return sum(os.times()[:2])
+
+
+def start_processes(trainer: TrainerConfig, *, model_parallel: bool) -> Layout:
+    """Join the process group that torchrun describes (or be alone) and cut it into a layout.
+
+    ``model_parallel`` also sets up megatron-core's groups. Raises UserError when the number of
+    processes does not fit the layout.
+    """
+    strategy = trainer.strategy
+    cuda = torch.cuda.is_available() and trainer.accelerator != "cpu"
+    if trainer.accelerator == "gpu" and not cuda:
+        raise UserError("trainer.accelerator=gpu, but this machine has no usable CUDA device.")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        timeout = timedelta(minutes=30)
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            store = dist.HashStore()
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    world, rank, tp = dist.get_world_size(), dist.get_rank(), strategy.tensor_model_parallel_size
+    check_layout(strategy, world)
+    dp = world // tp
+    if model_parallel:
+        # This import also silences megatron-core's remarks about packages that are not used.
+        from components.lib.cosmos.parallel import parallel_state
+
+        if not parallel_state.model_parallel_is_initialized():
+            parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp)
+    shape = (strategy.data_parallel_replicas, dp // strategy.data_parallel_replicas, tp)
+    names = ("replicas", "shards", "tp")
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    host_mesh = init_device_mesh("cpu", shape, mesh_dim_names=names) if cuda else mesh
+    return Layout(
+        rank=rank,
+        world=world,
+        tp=tp,
+        tp_rank=rank % tp,
+        dp=dp,
+        dp_rank=rank // tp,
+        device=device,
+        mesh=mesh,
+        host_mesh=host_mesh,
+        sequence_parallel=strategy.sequence_parallel and tp > 1,
+    )
+
+
+def check_layout(strategy: StrategyConfig, world: int) -> None:
+    """Raises UserError unless ``world`` ranks can be cut into this layout."""
+    tp, replicas = strategy.tensor_model_parallel_size, strategy.data_parallel_replicas
+    if world % tp:
+        raise UserError(
+            f"trainer.strategy.tensor_model_parallel_size={tp} does not divide {world} processes."
+        )
+    if (world // tp) % replicas:
+        raise UserError(
+            f"trainer.strategy.data_parallel_replicas={replicas} does not divide "
+            f"{world // tp} data-parallel ranks."
+        )
+
+
+def shard_model(
+    model: nn.Module,
+    units: Iterable[nn.Module],
+    layout: Layout,
+    trainer: TrainerConfig,
+    shard_dim: ShardDim,
+) -> None:
+    """FSDP2 over each of ``units`` and then over the rest of the model, in place.
+
+    ``shard_dim`` names the dimension that tensor parallelism splits, if any, by parameter name.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def place(parameter: nn.Parameter) -> Shard:
+        dim = shard_dim(names[id(parameter)]) if layout.tp > 1 else None
+        return Shard(1 if dim == 0 and parameter.dim() > 1 else 0)
+
+    bf16 = trainer.precision == "bf16-mixed"
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None,
+        reduce_dtype=torch.float32 if bf16 else None,
+        cast_forward_inputs=False,
+    )
+    for module in [*units, model]:
+        fully_shard(
+            module,
+            mesh=layout.fsdp_mesh,
+            mp_policy=policy,
+            shard_placement_fn=place,
+            reshard_after_forward=trainer.strategy.reshard_after_forward
+            if module is not model
+            else False,
+        )
+
+
+def global_view(local: torch.Tensor, like: DTensor, layout: Layout, tp_dim: int | None) -> DTensor:
+    """``local``, on the host, as this rank's block of the global tensor over the whole mesh.
+
+    ``like`` is the FSDP parameter whose shard ``local`` belongs to (a weight, a moment, an EMA).
+    """
+    inner: tuple[Placement, ...] = tuple(like.placements)
+    if len(inner) == 1:
+        inner = (Replicate(), *inner)
+    outer: Placement = Replicate()
+    shape = list(like.shape)
+    if tp_dim is not None and layout.tp > 1:
+        outer = Shard(tp_dim)
+        shape[tp_dim] *= layout.tp
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        local,
+        layout.host_mesh,
+        [*inner, outer],
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=strides,
+    )
+
+
+def host_copy(value: torch.Tensor, *, always: bool) -> torch.Tensor:
+    """This rank's shard on the host; a copy if ``always`` or if it lies on a device."""
+    local = value.to_local() if isinstance(value, DTensor) else value
+    moved = local.detach().to("cpu")
+    return moved.clone() if always and moved.data_ptr() == local.data_ptr() else moved

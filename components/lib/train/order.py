@@ -1,0 +1,76 @@
+"""In which order samples are visited, as a pure function of a seed and a running sample number.
+
+Sample number n (counted over the whole run, over all ranks) always means the same sample and the
+same random draws, however the numbers are dealt to ranks, micro-batches and accumulation. So every
+parallel layout sees the same data, no rank sees another's sample, and the exact position of a run
+is one integer.
+
+Each epoch shuffles the shards and then mixes the samples within windows of a few shards: a full
+shuffle would need every shard in the local cache at once; a window needs only its own. Epochs
+follow each other without a gap, so the last samples of an epoch are never dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+
+class SampleOrder:
+    """Maps a running sample number to (shard, index in the shard)."""
+
+    def __init__(self, counts: Sequence[int], *, seed: int, window: int, shuffle: bool) -> None:
+        """``counts`` are samples per shard; ``window`` shards are mixed with each other."""
+        if sum(counts) == 0:
+            raise ValueError("an order needs at least one sample")
+        self.counts = tuple(counts)
+        self.total = sum(counts)
+        self.seed, self.window, self.shuffle = seed, window, shuffle
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def at(self, number: int) -> tuple[int, int]:
+        """(shard, index) of running sample ``number``."""
+        epoch, position = divmod(number, self.total)
+        shard, index = self._epoch(epoch)[position]
+        return int(shard), int(index)
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        shards = np.arange(len(self.counts))
+        if not self.shuffle:
+            return self._pairs(shards)
+        rng = np.random.default_rng(seed_of("order", self.seed, epoch))
+        rng.shuffle(shards)
+        windows = []
+        for start in range(0, len(shards), self.window):
+            pairs = self._pairs(shards[start : start + self.window])
+            rng.shuffle(pairs)
+            windows.append(pairs)
+        return np.concatenate(windows)
+
+    def _pairs(self, shards: np.ndarray) -> np.ndarray:
+        """[N, 2] of (shard, index) for all samples of these shards."""
+        return np.array(
+            [(shard, index) for shard in shards for index in range(self.counts[shard])],
+            dtype=np.int64,
+        ).reshape(-1, 2)
+
+
+def numbers_of(
+    consumed: int, *, micro_batch: int, data_parallel: int, rank: int, micro_step: int
+) -> list[int]:
+    """Running sample numbers of one micro-batch of one data-parallel rank.
+
+    ``consumed`` samples were used before this optimizer step; ``micro_step`` counts micro-batches
+    within it.
+    """
+    start = consumed + micro_step * micro_batch * data_parallel + rank * micro_batch
+    return list(range(start, start + micro_batch))
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed that depends on every part, the same on every machine."""
+    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,124 @@
+"""From a config to an engine: process group, data, network, shards, starting weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from components.lib.contract import UserError
+from components.lib.manifest import Manifest, load_manifest
+from components.lib.store import ObjectStore
+from components.lib.train.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.dataset import open_source
+from components.lib.train.engine import Engine
+from components.lib.train.layout import Layout, shard_model
+from components.lib.train.task import Task
+from components.lib.train.weights import load_shards
+
+AnyConfig = DiffusionConfig | TokenizerConfig
+
+
+def open_store(config: AnyConfig) -> ObjectStore | None:
+    """The object store, if the environment names one. UserError when it must and does not."""
+    uris = [config.data.path, config.log.store_uri, start_path(config)]
+    if "AWS_ENDPOINT_URL" not in os.environ and not any(u.startswith("s3://") for u in uris):
+        return None
+    return ObjectStore.from_env()
+
+
+def start_path(config: AnyConfig) -> str:
+    """Where the starting weights are, or an empty string."""
+    if isinstance(config, TokenizerConfig) and config.model.jit_ckpt_pth:
+        return config.model.jit_ckpt_pth
+    return config.resume.restore_config.path
+
+
+def local_rank() -> int:
+    """Rank within this node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -> Engine:
+    """Engine with starting weights, before any resume."""
+    log_dir = Path(config.log.log_dir)
+    start = fetch_model(start_path(config), store, log_dir / "start")
+    cache = Path(config.data.cache_dir) if config.data.cache_dir else log_dir / "cache"
+    source, _ = open_source(
+        config.data.path, store, cache_dir=cache, max_bytes=int(config.data.cache_gib * 2**30)
+    )
+    task: Task
+    if isinstance(config, DiffusionConfig):
+        from components.lib.train.diffusion import DiffusionTask
+        from components.lib.train.prompts import open_prompts
+
+        prompts = open_prompts(config.data.prompts, store)
+        task = DiffusionTask(config, layout, source, prompts, start)
+    else:
+        from components.lib.train.perceptual import load_vgg16
+        from components.lib.train.tokenizer import TokenizerTask, needs_vgg
+
+        vgg = None
+        if needs_vgg(config):
+            folder = fetch_model(config.model.vgg_path, store, log_dir / "vgg")
+            assert folder is not None
+            vgg = load_vgg16(folder)
+        task = TokenizerTask(config, layout, source, vgg, start)
+    model = task.model
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    if not on_meta:
+        model.to(layout.device)
+    shard_model(model, task.units(), layout, config.trainer, task.shard_dim)
+    if on_meta:
+        model.to_empty(device=layout.device)
+    if start is not None:
+        load_shards(model, start, layout, task.shard_dim)
+    task.after_sharding()
+    return Engine(config, layout, task)
+
+
+def fetch_model(path: str, store: ObjectStore | None, folder: Path) -> Path | None:
+    """A local canonical folder for a manifest or folder; None for an empty path.
+
+    One rank of each node downloads; the others wait.
+    """
+    if not path:
+        return None
+    if not path.startswith("s3://") and Path(path).is_dir():
+        return Path(path)
+    if store is None:
+        raise UserError(f"{path} is not a folder, and no object store is set up to read it from.")
+    from components.lib.cosmos.model_folder import download_model
+
+    ref = path if path.endswith(".json") else path.rstrip("/") + "/manifest.json"
+    manifest = load_manifest(ref, store)
+    target = folder / manifest.content[:16]
+    if local_rank() == 0 and not _complete(target, manifest):
+        download_model(manifest, store, target)
+    dist.barrier()
+    return target
+
+
+def _complete(folder: Path, manifest: Manifest) -> bool:
+    """Whether every model file is there with the right digest."""
+    for entry in manifest.files:
+        if not entry.path.startswith("model/"):
+            continue
+        path = folder / entry.path.removeprefix("model/")
+        if not path.is_file() or path.stat().st_size != entry.bytes:
+            return False
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+                return False
+    return True
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with, for the settings file."""
+    from importlib.metadata import version
+
+    names = ("torch", "megatron-core", "lightning", "nemo-toolkit", "diffusers")
+    return {name: version(name) for name in names} | {"cuda": torch.version.cuda or "none"}

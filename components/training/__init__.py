@@ -1,0 +1,1 @@
+"""Stage `training`: post-train a Cosmos model on many processes."""
