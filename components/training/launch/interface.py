@@ -60,43 +60,57 @@ class LaunchRequest(Frozen):
     name: str = Field(description="Name of the job; the same for every try of the same run.")
     image: str = Field(description="Training image; releases name it by digest.", min_length=1)
     command: tuple[str, ...] = Field(description="What torchrun runs.", min_length=1)
-    namespace: str | None = Field(None, description="Namespace; None: the step's own.")
-    env: dict[str, str] = Field({}, description="Environment of every rank; no secrets here.")
-    secret_env: dict[str, SecretValue] = Field({}, description="Variables that Secrets fill.")
-    nodes: int = Field(1, ge=1, description="Pods of the job.")
-    gpus_per_node: int = Field(8, ge=0, description="GPUs of each pod; 0 trains on CPUs.")
-    gpu_resource: str = Field("nvidia.com/gpu", description="Resource name of a GPU.")
-    processes_per_node: int | None = Field(
-        None, ge=1, description="Ranks in each pod; None: one per GPU, or one."
+    namespace: str | None = Field(default=None, description="Namespace; None: the step's own.")
+    env: dict[str, str] = Field(
+        default={}, description="Environment of every rank; no secrets here."
     )
-    cpu: str = Field("16", description="CPU request of each pod.")
-    memory: str = Field("256Gi", description="Memory request and limit of each pod.")
-    shared_memory: str = Field("32Gi", description="Size of /dev/shm, part of the memory.")
-    scratch: str = Field("200Gi", description="Size limit of the scratch volume at /tmp.")
-    extra_resources: dict[str, str] = Field({}, description="More limits, e.g. rdma/ib: '1'.")
+    secret_env: dict[str, SecretValue] = Field(
+        default={}, description="Variables that Secrets fill."
+    )
+    nodes: int = Field(default=1, ge=1, description="Pods of the job.")
+    gpus_per_node: int = Field(default=8, ge=0, description="GPUs of each pod; 0 trains on CPUs.")
+    gpu_resource: str = Field(default="nvidia.com/gpu", description="Resource name of a GPU.")
+    processes_per_node: int | None = Field(
+        default=None, ge=1, description="Ranks in each pod; None: one per GPU, or one."
+    )
+    cpu: str = Field(default="16", description="CPU request of each pod.")
+    memory: str = Field(default="256Gi", description="Memory request and limit of each pod.")
+    shared_memory: str = Field(default="32Gi", description="Size of /dev/shm, part of the memory.")
+    scratch: str = Field(default="200Gi", description="Size limit of the scratch volume at /tmp.")
+    extra_resources: dict[str, str] = Field(
+        default={}, description="More limits, e.g. rdma/ib: '1'."
+    )
     tolerations: tuple[Toleration, ...] = ()
-    node_selector: dict[str, str] = Field({}, description="Labels that a node must have.")
+    node_selector: dict[str, str] = Field(default={}, description="Labels that a node must have.")
     priority_class: str | None = None
-    queue: str | None = Field(None, description="Kueue LocalQueue that admits the job.")
-    scheduler: str | None = Field(None, description="Scheduler of the pods (volcano, …).")
-    service_account: str = Field("cosmos-trainer", description="ServiceAccount of the ranks.")
+    queue: str | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
+    scheduler: str | None = Field(default=None, description="Scheduler of the pods (volcano, …).")
+    service_account: str = Field(
+        default="cosmos-trainer", description="ServiceAccount of the ranks."
+    )
     image_pull_secrets: tuple[str, ...] = ()
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     restart_policy: Literal["Always", "ExitCode", "Never", "OnFailure"] = "OnFailure"
-    backoff_limit: int = Field(10, ge=0, description="Restarts before the job counts as failed.")
-    active_deadline_seconds: int | None = Field(None, ge=1, description="Longest run time.")
-    grace_seconds: int = Field(60, ge=0, description="Time for a checkpoint after SIGTERM.")
+    backoff_limit: int = Field(
+        default=10, ge=0, description="Restarts before the job counts as failed."
+    )
+    active_deadline_seconds: int | None = Field(default=None, ge=1, description="Longest run time.")
+    grace_seconds: int = Field(default=60, ge=0, description="Time for a checkpoint after SIGTERM.")
     start_timeout_seconds: int = Field(
-        1800, ge=0, description="Give up when no rank has started after this; 0: wait for ever."
+        default=1800,
+        ge=0,
+        description="Give up when no rank has started after this; 0: wait for ever.",
     )
     keep_finished_seconds: int | None = Field(
-        86400, ge=0, description="Delete a finished job after this; None keeps it."
+        default=86400, ge=0, description="Delete a finished job after this; None keeps it."
     )
-    delete_on_success: bool = Field(False, description="Delete the job as soon as it succeeded.")
-    runtime: str = Field("cosmos-torch", description="TrainingRuntime of a TrainJob.")
+    delete_on_success: bool = Field(
+        default=False, description="Delete the job as soon as it succeeded."
+    )
+    runtime: str = Field(default="cosmos-torch", description="TrainingRuntime of a TrainJob.")
     runtime_kind: Literal["TrainingRuntime", "ClusterTrainingRuntime"] = "TrainingRuntime"
     labels: dict[str, str] = {}
-    suspend: bool = Field(False, description="Create the job suspended.")
+    suspend: bool = Field(default=False, description="Create the job suspended.")
 
     @field_validator("name")
     @classmethod

@@ -68,11 +68,17 @@ class FakeKubernetes:
     def __init__(self) -> None:
         self.crds = load_crds()
         self.installed = set(self.crds)
-        self.jobs, self.pods, self.logs = {}, {}, {}
-        self.events, self.quotas = [], []
-        self.faults, self.requests, self.version = [], [], 100
+        self.url = ""
+        self.jobs: dict[Any, Any] = {}
+        self.pods: dict[str, Any] = {}
+        self.logs: dict[str, list[str]] = {}
+        self.events: list[Any] = []
+        self.quotas: list[Any] = []
+        self.faults: list[Any] = []
+        self.requests: list[tuple[str, str]] = []
+        self.version = 100
         self.changed = threading.Condition()
-        self.reactions = []
+        self.reactions: list[Any] = []
 
     # -- played by the tests -----------------------------------------------------------------
 
@@ -356,7 +362,7 @@ class Lines:
     """A Progress that keeps the step's log."""
 
     def __init__(self) -> None:
-        self.lines = []
+        self.lines: list[str] = []
 
     def log(self, message: Any) -> None:
         self.lines.append(message)

@@ -10,7 +10,7 @@ from components.lib.contract import UserError
 from components.training.launch.job import run_job
 from components.training.launch.pytorchjob import PyTorchJob
 
-from .conftest import api_client  # type: ignore[import-not-found]
+from .conftest import api_client
 
 
 def succeed(kubernetes: Any, name: Any) -> None:
@@ -87,7 +87,7 @@ def test_an_annotation_that_is_refused_does_not_stop_training(launch: Any, kuber
 def test_retry_after_is_respected(
     request_: Any, lines: Any, cluster: Any, kubernetes: Any, timing: Any
 ) -> None:
-    pauses = []
+    pauses: list[float] = []
     cluster.sleep = pauses.append
     kubernetes.fail("GET", "pytorchjobs/", 429, headers={"Retry-After": "7"}.items())
     cluster.get("kubeflow.org", "v1", "pytorchjobs", "x")
@@ -141,7 +141,7 @@ def test_two_creators_end_up_with_one_job(
 ) -> None:
     """A create whose answer was lost, or another launcher that was quicker, is a 409."""
     original = kubernetes.get
-    first = []
+    first: list[bool] = []
 
     def nothing_yet(plural: Any, name: Any) -> Any:
         if not first:

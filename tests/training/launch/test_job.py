@@ -94,7 +94,7 @@ def test_a_restarted_container_is_told_once_and_training_goes_on(
     launch: Any, kubernetes: Any, lines: Any
 ) -> None:
     def crash_and_recover(name: Any) -> None:
-        ready = {"running": {}}
+        ready: dict[str, Any] = {"running": {}}
         last = terminated(1)
         kubernetes.log(f"{name}-worker-0 previous", "gloo: connection reset")
         kubernetes.worker(name, containerStatuses=container(ready, 1, lastState=last))
