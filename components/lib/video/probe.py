@@ -76,22 +76,25 @@ class VideoProbe(Frozen):
         return {"container": self.container, **unusual}
 
 
-def probe(source: Source, *, check: Check = "ends") -> VideoProbe:
-    """Read and check one video. Raises VideoError with the reason when it cannot be used."""
+def probe(source: Source, *, check: Check = "ends", threads: int = 0) -> VideoProbe:
+    """Read and check one video with ``threads`` decoder threads (0: all cores).
+
+    Raises VideoError with the reason when it cannot be used.
+    """
     name = source_name(source)
     with open_video(source, threads=1) as (container, stream):
         audio = any(other.type == "audio" for other in container.streams)
         kind = container.format.name
         codec = stream.codec_context.name
         index = index_stream(container, stream, name)
-    with open_video(source, threads=0) as (container, stream):
+    with open_video(source, threads) as (container, stream):
         aspect = pixel_aspect(stream)
         frame = _first_frame(container, stream, name)
     frames = index.frames
     if check == "all" or not index.seekable:
-        frames = _count_frames(source, index)
+        frames = _count_frames(source, index, threads)
     elif check == "ends":
-        _check_end(source, index)
+        _check_end(source, index, threads)
     orientation = orientation_of(frame)
     height, width = frame.height, frame.width
     if orientation.transpose:
@@ -131,11 +134,11 @@ def _first_frame(container: Any, stream: Any, name: str) -> Any:
     raise VideoError(name, "its video stream holds no frames that can be decoded")
 
 
-def _count_frames(source: Source, index: FrameIndex) -> int:
+def _count_frames(source: Source, index: FrameIndex, threads: int) -> int:
     """Decode everything; the number of frames, which must be the index's where that is sure."""
     name = source_name(source)
     count = 0
-    with open_video(source) as (container, stream):
+    with open_video(source, threads) as (container, stream):
         for frame in decoded(container, stream, name):
             if frame.is_corrupt:
                 raise VideoError(name, f"frame {count} is damaged")
@@ -145,11 +148,11 @@ def _count_frames(source: Source, index: FrameIndex) -> int:
     return count
 
 
-def _check_end(source: Source, index: FrameIndex) -> None:
+def _check_end(source: Source, index: FrameIndex, threads: int) -> None:
     """Decode from the last keyframe to the end, or a stretch of it where that is far."""
     last_key = int(np.searchsorted(index.pts, index.key_pts[-1]))
     stop = min(index.frames, last_key + _LONGEST_CHECK)
-    with open_video(source) as (container, stream):
+    with open_video(source, threads) as (container, stream):
         reader = FrameReader(container, stream, index, source_name(source))
         for number in range(last_key, stop):
             reader.frame(number)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from pydantic import ValidationError
 
@@ -59,7 +60,8 @@ class VideoRecord(Frozen):
     @property
     def name(self) -> str:
         """Last part of the uri, readable."""
-        return unquote(self.uri.rsplit("/", 1)[-1])
+        path = local_path(self.uri)
+        return path.name if path else self.uri.rsplit("/", 1)[-1]
 
     @property
     def group(self) -> str:
@@ -72,7 +74,7 @@ class VideoRecord(Frozen):
 def local_path(uri: str) -> Path | None:
     """The path of a ``file://`` URI, None for any other."""
     parts = urlsplit(uri)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+    return Path(os.fsdecode(unquote_to_bytes(parts.path))) if parts.scheme == "file" else None
 
 
 def record_line(record: VideoRecord) -> bytes:

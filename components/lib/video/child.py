@@ -1,0 +1,81 @@
+"""The program of a decoding child: does what lines on stdin ask for, answers on stdout.
+
+Started by `components.lib.video.isolated` as
+``python -m components.lib.video.child MEMORY_BYTES LARGEST_FILE_BYTES``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from components.lib.video.container import VideoError
+from components.lib.video.cut import cut_mp4
+from components.lib.video.index import build_index
+from components.lib.video.inspection import Inspection, inspect_video
+
+
+def main() -> None:
+    """Serve requests until stdin closes."""
+    memory, file_size = int(sys.argv[1]), int(sys.argv[2])
+    for limit, value in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, file_size),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    # Answers go to the real stdout; whatever a library prints goes where logs go.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    for line in sys.stdin.buffer:
+        answers.write(json.dumps(_answer(json.loads(line))).encode() + b"\n")
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _cut(request) if request["do"] == "cut" else _inspect(request)
+    except VideoError as error:
+        reason = error.reason
+    except MemoryError:
+        reason = "decoding it needs more memory than allowed"
+    except OSError as error:
+        reason = f"it cannot be read ({error.strerror})"
+    return Inspection(sha256="", bytes=0, reason=reason).model_dump(mode="json")
+
+
+def _inspect(request: dict[str, Any]) -> dict[str, Any]:
+    found = inspect_video(
+        Path(request["path"]),
+        check=request["check"],
+        pictures=bool(request["pictures"]),
+        threads=int(request["threads"]),
+    )
+    return found.model_dump(mode="json")
+
+
+def _cut(request: dict[str, Any]) -> dict[str, Any]:
+    path = Path(request["path"])
+    index = build_index(path)
+    return {
+        "methods": [
+            cut_mp4(path, Path(target), start=start, count=count, crf=request["crf"], index=index)
+            for start, count, target in request["clips"]
+        ]
+    }
+
+
+def _die_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

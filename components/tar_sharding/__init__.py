@@ -1,0 +1,1 @@
+"""Stage: pack videos into tar shards that megatron-energon and webdataset read."""

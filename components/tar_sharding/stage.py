@@ -1,0 +1,192 @@
+"""Sharding: the tokenizer's data set, ``N.mp4`` and ``N.json`` in numbered tar shards.
+
+MP4s are copied byte for byte; other containers and fixed-length clips are made by copying packets
+where that is exact and by encoding again where it is not, and the sample's JSON says which. Each
+shard is built on local disk, uploaded and forgotten, so the disk needed is ``workers`` shards.
+Finished shards are found again after a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
+from components.lib.manifest import Manifest
+from components.lib.stage import Output, StageResult, StageSpec, execute
+
+if TYPE_CHECKING:
+    from components.lib.store import ObjectStore
+    from components.tar_sharding.plan import Plan
+    from components.tar_sharding.shard import Made
+
+SPEC = StageSpec(name="tar_sharding", version="1", kind="tokenizer-dataset")
+
+
+class TarShardingConfig(StageConfig):
+    """Settings of the stage."""
+
+    videos: str = manifest_input("Manifest of video_discovery.")
+    clip_frames: int = Field(
+        default=0,
+        ge=0,
+        description="Cut videos into clips of this many frames; 0 keeps them whole.",
+    )
+    max_shard_bytes: int = Field(
+        default=1 << 30, gt=0, description="Largest shard, unless one video is."
+    )
+    max_shard_samples: int = Field(default=10_000, gt=0, description="Most samples of a shard.")
+    seed: int = Field(default=0, description="Seed of the order of videos.")
+    crf: int = Field(
+        default=18,
+        ge=0,
+        le=51,
+        description="x264 quality of clips that must be encoded again (0: exact).",
+    )
+    max_bad_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Fail when a greater share of the videos cannot be packed.",
+    )
+    workers: int = operational(0, "Shards made at once; 0 means one per core.", ge=0)
+    timeout_s: float = operational(
+        600.0, "Longest time to cut one video, plus 1 s per 10 of its frames.", gt=0
+    )
+
+
+CONFIG = TarShardingConfig
+
+
+def run(config: TarShardingConfig, store: ObjectStore, progress: Progress) -> StageResult:
+    """Pack the videos of a ``videos`` manifest.
+
+    Raises UserError when no sample remains or more than ``max_bad_fraction`` of the videos cannot
+    be packed.
+    """
+
+    def work(inputs: dict[str, Manifest], output: Output) -> None:
+        _work(config, inputs["videos"], output, progress)
+
+    return execute(SPEC, config, store, progress, work)
+
+
+def _work(config: TarShardingConfig, videos: Manifest, output: Output, progress: Progress) -> None:
+    from components.lib.video.isolated import DecodingPool
+    from components.lib.video.records import read_records
+    from components.tar_sharding.plan import make_plan
+    from components.tar_sharding.shard import ShardMaker
+
+    started = time.monotonic()
+    plan = make_plan(
+        read_records(videos, output.store),
+        max_bytes=config.max_shard_bytes,
+        max_samples=config.max_shard_samples,
+        clip_frames=config.clip_frames,
+        seed=config.seed,
+    )
+    if not plan.shards:
+        raise UserError(_nothing_to_pack(config, videos, plan))
+    workers = config.workers or len(os.sched_getaffinity(0))
+    total = sum(shard.samples for shard in plan.shards)
+    with (
+        DecodingPool(workers, file_bytes=1 << 40) as pool,
+        ThreadPoolExecutor(workers, thread_name_prefix="shard") as threads,
+        progress.task("packing shards", total=total, unit="samples") as task,
+    ):
+        maker = ShardMaker(config, output, pool)
+        pending = [threads.submit(maker.make, shard) for shard in plan.shards]
+        made: list[Made] = []
+        try:
+            for future in pending:
+                made.append(future.result())
+                task.advance(made[-1].shard.samples)
+        finally:
+            for future in pending:
+                future.cancel()
+    _check(config, videos, plan, made)
+    _write_index(output, made)
+    _summarise(output, plan, made, time.monotonic() - started)
+
+
+def _nothing_to_pack(config: TarShardingConfig, videos: Manifest, plan: Plan) -> str:
+    if plan.too_short:
+        longest = max(plan.too_short, key=lambda record: record.frames)
+        return (
+            f"No video has clip_frames={config.clip_frames} frames; the longest, {longest.uri}, "
+            f"has {longest.frames}. Lower clip_frames or give longer videos."
+        )
+    return f"{videos.uri} lists no usable video. Give discovery a source that has some."
+
+
+def _check(config: TarShardingConfig, videos: Manifest, plan: Plan, made: list[Made]) -> None:
+    bad = [failure for one in made for failure in one.failures]
+    total = sum(len(shard.items) for shard in plan.shards)
+    first = f"{bad[0]['uri']}: {bad[0]['reason']}" if bad else ""
+    if not any(one.samples for one in made if one.shard.split == "train"):
+        raise UserError(f"No video of {videos.uri} could be packed for training; first {first}.")
+    if len(bad) / total > config.max_bad_fraction:
+        raise UserError(
+            f"{len(bad)} of {total} videos of {videos.uri} could not be packed, more than "
+            f"max_bad_fraction={config.max_bad_fraction:g} allows; first {first}."
+        )
+
+
+def _write_index(output: Output, made: list[Made]) -> None:
+    from components.lib.shards.energon import IndexedShard, write_energon_index
+
+    shards = [
+        IndexedShard(one.shard.name, one.shard.split, one.places) for one in made if one.samples
+    ]
+    held_out = any(shard.split == "validation" for shard in shards)
+    output.summary["validation"] = "held-out" if held_out else "same-video"
+    files = write_energon_index(
+        output.scratch, shards, fields={"image": "mp4"}, validate_on_training=not held_out
+    )
+    for path in files:
+        output.put_file(str(path.relative_to(output.scratch)), path)
+
+
+def _summarise(output: Output, plan: Plan, made: list[Made], seconds: float) -> None:
+    samples = sum(one.samples for one in made)
+    size = sum(one.bytes for one in made)
+    quarantined = [failure for one in made for failure in one.failures]
+    quarantined += [
+        {"uri": record.uri, "reason": f"it has only {record.frames} frames"}
+        for record in plan.too_short
+    ]
+    splits = {
+        split: sum(one.samples for one in made if one.shard.split == split)
+        for split in ("train", "validation")
+    }
+    output.summary.update(
+        {
+            "shards": sum(1 for one in made if one.samples),
+            "samples": samples,
+            "bytes": size,
+            "splits": splits,
+            "quarantined": quarantined,
+        }
+    )
+    fresh = sum(one.bytes for one in made if not one.resumed)
+    output.timing.update(
+        {
+            "pack_seconds": seconds,
+            "fetch_wait_seconds": sum(one.fetch_seconds for one in made),
+            "write_seconds": sum(one.write_seconds for one in made),
+            "upload_wait_seconds": sum(one.upload_seconds for one in made),
+            "megabytes_per_second": fresh / 1e6 / seconds,
+        }
+    )
+    output.metrics.update(
+        {
+            "shards": output.summary["shards"],
+            "samples": samples,
+            "gigabytes": round(size / 1e9, 6),
+            "quarantined": len(quarantined),
+        }
+    )

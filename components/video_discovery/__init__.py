@@ -1,0 +1,1 @@
+"""Stage: find the videos under a source, check them, and describe them in a manifest."""
