@@ -178,9 +178,13 @@ class ObjectStore:
                     pending[pool.submit(work, item)] = index
                 while pending:
                     self._collect(pending, results, done)
-            except BaseException:
+            except BaseException as error:
                 for future in pending:
                     future.cancel()
+                if not isinstance(error, Exception):
+                    # Ctrl-C: the files under way end at their next piece, not at their end.
+                    self.session.stop.set()
+                    self._session = None
                 raise
         return [results[index] for index in sorted(results)]
 
@@ -236,11 +240,12 @@ class ObjectStore:
         """Create the bucket unless it exists."""
         uri = f"s3://{bucket}/"
         split_uri(uri)
-        with self.session.explained(uri):
-            if self.session.client.bucket_exists(bucket):
+        session = self.session
+        with session.explained(uri):
+            if session.bucket_exists(bucket):
                 return
             try:
-                self.session.client.make_bucket(bucket)
+                session.client.make_bucket(bucket)
             except S3Error as error:
                 if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                     raise

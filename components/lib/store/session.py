@@ -75,6 +75,8 @@ class Session:
 
     def request(self, method: str, uri: str, **options: Any) -> Any:
         """One request on an object; raises the minio client's errors."""
+        if self.stop.is_set():
+            raise HTTPError("the transfer was interrupted")
         bucket, key = object_uri(uri)
         return self.client._execute(method, bucket, key, **options)
 
@@ -96,17 +98,27 @@ class Session:
     def require_bucket(self, uri: str) -> None:
         """Raise StoreError when the bucket does not exist (looked up once per bucket)."""
         bucket, _ = split_uri(uri)
-        if bucket in self._known_buckets:
-            return
-        with self.explained(uri):
-            try:
-                self.client._execute(
-                    "GET", bucket, query_params={"list-type": "2", "max-keys": "1"}
-                )
-            except S3Error as error:
-                if error.code != "AccessDenied":
-                    raise
-        self._known_buckets.add(bucket)
+        if bucket not in self._known_buckets:
+            with self.explained(uri):
+                if not self.bucket_exists(bucket):
+                    raise StoreError(
+                        f"The bucket '{bucket}' does not exist at {self.settings.endpoint} (needed "
+                        f"for {uri}). Create it, or correct the URI."
+                    )
+            self._known_buckets.add(bucket)
+
+    def bucket_exists(self, bucket: str) -> bool:
+        """Whether the bucket exists. Raises minio's errors."""
+        # Not by HEAD: an answer to HEAD has no body, so a wrong secret would look like a missing
+        # permission.
+        try:
+            self.client._execute("GET", bucket, query_params={"list-type": "2", "max-keys": "1"})
+        except S3Error as error:
+            if error.code == "NoSuchBucket":
+                return False
+            if error.code != "AccessDenied":
+                raise
+        return True
 
     def put(
         self, uri: str, body: Any, sha256: str, headers: dict[str, str], query: Any = None
@@ -156,6 +168,8 @@ class Session:
                 if response is None:
                     response = self.open_range(uri, start + done, length - done, etag)
                 while done < length:
+                    if self.stop.is_set():
+                        raise HTTPError("the transfer was interrupted")
                     count = _receive(response, buffer[: length - done])
                     sink(buffer[:count])
                     done += count

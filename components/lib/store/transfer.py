@@ -193,21 +193,19 @@ def download(session: Session, uri: str, path: Path, sha256: str | None) -> Obje
     info, response = session.open_first(uri, SPAN)
     try:
         _compare(uri, sha256, info.sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.parent / f".{path.name[:180]}.{secrets.token_hex(6)}.part"
+        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                got = _fetch(session, info, fd, response)
-                _compare(uri, sha256 or info.sha256, got)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            got = _fetch(session, info, fd, response)
+            _compare(uri, sha256 or info.sha256, got)
+            os.fsync(fd)
             partial.replace(path)
-        except OSError as error:
-            raise _local(error, uri, path, info.bytes) from error
         finally:
+            os.close(fd)
             partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise _local(error, uri, path, info.bytes) from error
     finally:
         if response is not None:
             response.close()
