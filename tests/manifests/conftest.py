@@ -1,0 +1,117 @@
+"""Schemas of Kubernetes 1.28 to 1.34, and a reader of the kustomize tree."""
+
+import gzip
+import json
+import lzma
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2] / "manifests"
+QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
+
+
+class Schemas:
+    """Field names, types and required fields, as Kubernetes' own Python models have them."""
+
+    def __init__(self) -> None:
+        self.versions = json.loads(lzma.decompress((DATA / "kubernetes.json.xz").read_bytes()))
+
+    def problems(self, version: Any, document: Any) -> Any:
+        """What this version of Kubernetes has against a document."""
+        key = f"{document['apiVersion']}/{document['kind']}"
+        found = self.versions[version]
+        if key not in found["kinds"]:
+            return [f"{key} is not known to Kubernetes {version}"]
+        return list(self._check(found["types"], found["kinds"][key], document, key))
+
+    def pod_problems(self, version: Any, spec: Any) -> Any:
+        return list(self._check(self.versions[version]["types"], "V1PodSpec", spec, "pod"))
+
+    def _check(self, types: Any, kind: Any, value: Any, where: Any) -> Iterator[str]:
+        if match := re.fullmatch(r"list\[(.*)\]", kind):
+            if not isinstance(value, list):
+                yield f"{where} must be a list"
+                return
+            for index, item in enumerate(value):
+                yield from self._check(types, match[1], item, f"{where}[{index}]")
+        elif match := re.fullmatch(r"dict\(str, (.*)\)", kind):
+            if not isinstance(value, dict):
+                yield f"{where} must be a mapping"
+                return
+            for key, item in value.items():
+                yield from self._check(types, match[1], item, f"{where}.{key}")
+        elif kind in types:
+            if not isinstance(value, dict):
+                yield f"{where} must be a mapping"
+                return
+            for field in types[kind]["required"]:
+                if value.get(field) is None:
+                    yield f"{where} lacks {field}"
+            for field, item in value.items():
+                if field not in types[kind]["fields"]:
+                    yield f"{where} has no field {field}"
+                else:
+                    inner = types[kind]["fields"][field]
+                    yield from self._check(types, inner, item, f"{where}.{field}")
+        else:
+            plain: dict[str, Any] = {"str": str, "int": int, "bool": bool, "object": (str, int, dict)}
+            if kind in plain and not isinstance(value, plain[kind]):
+                yield f"{where} must be {kind}, not {value!r}"
+            elif kind == "int" and isinstance(value, bool):
+                yield f"{where} must be int, not {value!r}"
+
+
+def read(path: Any) -> Any:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def collect(folder: Any) -> Any:
+    """All resources that a kustomization reaches, before its patches."""
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    documents = []
+    for name in [*kustomization.get("resources", []), *kustomization.get("components", [])]:
+        target = (folder / name).resolve()
+        documents += collect(target) if target.is_dir() else read(target)
+    return documents
+
+
+def pod_templates(documents: Any) -> Any:
+    """(name, pod spec) of everything that starts pods."""
+    for document in documents:
+        name = f"{document['kind']}/{document['metadata']['name']}"
+        if document["kind"] == "StatefulSet":
+            yield name, document["spec"]["template"]["spec"]
+        if document["kind"] == "TrainingRuntime":
+            for job in document["spec"]["template"]["spec"]["replicatedJobs"]:
+                yield name, job["template"]["spec"]["template"]["spec"]
+
+
+@pytest.fixture(scope="session")
+def schemas() -> Any:
+    return Schemas()
+
+
+@pytest.fixture(scope="session")
+def everything() -> Any:
+    """Every document of every base, component and overlay."""
+    documents = []
+    for path in sorted(ROOT.rglob("*.yaml")):
+        if path.name != "kustomization.yaml":
+            documents += [(path.relative_to(ROOT), document) for document in read(path)]
+    return documents
+
+
+@pytest.fixture(scope="session")
+def crds() -> Any:
+    return json.loads(gzip.decompress((DATA / "crds.json.gz").read_bytes()))
+
+
+@pytest.fixture(params=["single-node", "production"])
+def overlay(request: Any) -> Any:
+    return collect(ROOT / "overlays" / request.param)
