@@ -16,7 +16,7 @@ from components.lib.report.page import Picture
 from components.lib.report.scores import HELD_OUT, Better, ClipScore, Role
 from components.lib.store import ObjectStore
 from components.lib.train.prompts import PromptSource
-from components.lib.video.encode import mp4_bytes
+from components.lib.video.encode import write_mp4
 
 if TYPE_CHECKING:
     from components.evaluation.stage import EvaluationConfig
@@ -271,8 +271,11 @@ class TokenizerFamily(_Base):
         for number, (key, clips) in enumerate(self._clips().items()):
             names = ", ".join(SHORT.get(name, name).replace("\n", " ") for name in clips)
             frames = pictures.beside(list(clips.values()))
-            data = mp4_bytes(frames, 12, crf=23)
-            picture = Picture(caption=f"{key}: {names}", data=data, media="video/mp4")
+            path = self.scratch / "beside.mp4"
+            write_mp4(path, frames, 12, crf=23)
+            picture = Picture(
+                caption=f"{key}: {names}", data=path.read_bytes(), media="video/mp4"
+            )
             found.append((f"pictures/reconstruction-{number:02d}.mp4", picture))
         return found
 

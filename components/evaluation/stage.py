@@ -130,10 +130,10 @@ def _work(
     from components.evaluation.report import write_report
 
     curves = _curves(inputs["training"], store)
+    family = open_family(config, inputs, store, progress, output.scratch)
     sets = {HELD_OUT: held_out(inputs["data"], HELD_OUT)}
     if "old_data" in inputs:
         sets[OLD] = held_out(inputs["old_data"], OLD)
-    family = open_family(config, inputs, store, progress, output.scratch)
     manifests: dict[Role, tuple[Manifest, str]] = {
         "base": (inputs["checkpoint"], "model/"),
         "candidate": (inputs["training"], f"{config.weights}/"),

@@ -25,9 +25,11 @@ def to_frames(clip: Any) -> NDArray[np.uint8]:
 
 
 def pick(count: int, wanted: int) -> list[int]:
-    """``wanted`` positions spread evenly over ``count``, ends included."""
+    """``wanted`` positions spread evenly over ``count``, ends included (one: the middle)."""
     if count <= wanted:
         return list(range(count))
+    if wanted == 1:
+        return [count // 2]
     return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
 
 

@@ -1,0 +1,127 @@
+"""Evaluation of diffusion models: the numbers, what decides them, and what is written."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from components.evaluation.diffusion import fixed_noise, sigma_grid
+from components.evaluation.held_out import LatentClip
+from components.evaluation.stage import EvaluationConfig, run
+from components.lib.contract import UserError
+from components.lib.report.scores import parse_evaluation
+from components.lib.shards.latents import ClipInfo
+
+
+def config(inputs, storage_root, **changes):
+    values = {
+        "training": inputs.training, "checkpoint": inputs.base, "data": inputs.data,
+        "storage_root": storage_root, "sigmas": 3, "shown": 1,
+    }  # fmt: skip
+    return EvaluationConfig(**{**values, **changes})
+
+
+def test_sigma_grid_stands_for_the_training_distribution():
+    """Medians of equal parts of ln sigma ~ N(0, 1): symmetric around 1, known quantiles."""
+    grid = sigma_grid(4, 1, 0).sigmas
+    assert np.allclose(np.log(grid), [-1.15035, -0.31864, 0.31864, 1.15035], atol=1e-5)
+
+
+def test_loss_is_the_published_one_on_fixed_noise(diffusion, store, storage_root, progress):
+    """Against the published formula, computed apart: w(sigma) (x0 - D)^2 with x0 = 0.5 latent."""
+    result = run(config(diffusion, storage_root), store, progress)
+    found = parse_evaluation(
+        store.get_bytes(result.manifest.file_uri("evaluation.json")), "evaluation.json"
+    )
+    assert {clip.drive for clip in found.clips("candidate")} == {"drive1", "drive2"}
+    for role, model in (("base", diffusion.base_model), ("candidate", diffusion.after_model)):
+        for clip in found.clips(role):
+            latent = diffusion.latents[clip.video]
+            info = ClipInfo(
+                video=clip.video, video_sha256=clip.sha256, prompt=None, prompt_sha256=None,
+                start=0, start_frame=0, num_frames=17, fps=24, source_fps=24, height=1, width=1,
+                clip_height=1, clip_width=1, resize="crop",
+            )  # fmt: skip
+            losses = []
+            for level, sigma in enumerate(sigma_grid(3, 1, 0).sigmas):
+                noise = fixed_noise(LatentClip("", latent, info), level, 0, 0)
+                x0 = 0.5 * latent
+                x = x0 + sigma * noise
+                total = sigma**2 + 0.25
+                with torch.no_grad():
+                    raw = model(
+                        (x / math.sqrt(total))[None], torch.tensor([math.log(sigma) / 4]),
+                        torch.zeros(1, 512, 64), fps=torch.tensor([24.0]),
+                    )[0]  # fmt: skip
+                guess = 0.25 / total * x + sigma * 0.5 / math.sqrt(total) * raw
+                weight = total / (sigma * 0.5) ** 2
+                losses.append(float((weight * (x0 - guess) ** 2).mean()))
+            assert clip.values["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_writes_everything_and_says_what_it_found(diffusion, store, storage_root, progress, read):
+    result = run(config(diffusion, storage_root), store, progress)
+    paths = {entry.path for entry in result.manifest.files}
+    assert {
+        "report.html", "summary.md", "evaluation.json", "loss_curve.csv", "loss_curve.png",
+        "pictures/denoised-00.jpg",
+    } <= paths  # fmt: skip
+    html = read(result.manifest, "report.html").decode()
+    assert "drive1/video" in html or "drive1" in html
+    assert diffusion.records[0].sha256 in html, "the lineage names every source video's hash"
+    assert read(result.manifest, "loss_curve.png")[:4] == b"\x89PNG"
+    rows = read(result.manifest, "loss_curve.csv").decode().splitlines()
+    assert rows[0].startswith("run,split,step,loss") and len(rows) == 1 + 60 + 4
+    assert result.metrics["loss_ratio"] < 0.9
+    assert result.metrics["improvement_over_base"] == pytest.approx(
+        result.manifest.summary["metrics"]["improvement_over_base"]
+    )
+    assert "| held-out video | held-out loss |" in read(result.manifest, "summary.md").decode()
+
+
+def test_same_inputs_are_reused_and_unchanged_weights_measure_equal(
+    diffusion, store, storage_root, progress
+):
+    first = run(config(diffusion, storage_root), store, progress)
+    again = run(config(diffusion, storage_root), store, progress)
+    assert again.reused and again.manifest == first.manifest
+    same = run(config(diffusion, storage_root, training=diffusion.unchanged), store, progress)
+    assert same.metrics["improvement_over_base"] == 0
+
+
+def test_without_a_held_out_drive_it_measures_on_training_video_and_says_so(
+    diffusion, publish, store, storage_root, progress, read
+):
+    whole = json.loads(store.get_bytes(diffusion.data))
+    train = next(entry for entry in whole["files"] if entry["path"].startswith("train"))
+    data = publish(
+        "latent-dataset", "single",
+        {"train-000000.tar": store.get_bytes(whole["uri"] + train["path"])},
+        metas={"train-000000.tar": train["meta"]},
+    )  # fmt: skip
+    result = run(config(diffusion, storage_root, data=data), store, progress)
+    assert result.manifest.summary["same_video"] is True
+    assert "measured on video it was trained on" in read(result.manifest, "report.html").decode()
+
+
+def test_damaged_weights_are_an_error_that_names_the_model(
+    diffusion, publish_run, store, storage_root, progress, tmp_path
+):
+    from components.lib.cosmos.model_folder import save_model_folder
+
+    state = {k: v.clone() for k, v in diffusion.base_model.state_dict().items()}
+    state["final_layer.linear.weight"].fill_(float("nan"))
+    folder = save_model_folder(tmp_path / "nan", "dit", "tiny", diffusion.config, state)
+    files = {f"model/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    broken = publish_run("nan", files, {"checkpoint": diffusion.base})
+    with pytest.raises(UserError, match=r"candidate model .* is nan"):
+        run(config(diffusion, storage_root, training=broken), store, progress)
+
+
+def test_wrong_kind_of_data_is_named(diffusion, store, storage_root, progress):
+    with pytest.raises(UserError, match="'videos' manifest"):
+        run(config(diffusion, storage_root, data=diffusion.video_manifest), store, progress)
