@@ -7,8 +7,10 @@ again to go on; 1 a mistake or a failure, told in the last line.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,11 +21,13 @@ from components.lib.train.overrides import apply_overrides, describe
 from components.lib.train.recipes import FACTORIES, recipe
 
 log = logging.getLogger("cosmos.train")
+_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     configure_logging()
+    _die_with_launcher()
     try:
         config = parse(arguments)
         if config is None:
@@ -32,8 +36,14 @@ def main(arguments: Sequence[str]) -> int:
 
         return train(config)
     except UserError as error:
-        log.error("%s", error)
+        log.error("error: %s", error)
         return 1
+
+
+def _die_with_launcher() -> None:
+    """Under torchrun, ask Linux to end this rank when torchrun dies, however it dies."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def parse(arguments: Sequence[str]) -> DiffusionConfig | TokenizerConfig | None:

@@ -6,7 +6,7 @@ or two models, compare; the training loss is too noisy for that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,11 @@ class DiffusionTask:
         """Recorded before sharding, which replaces the parameters."""
         return self._partial
 
-    def after_sharding(self) -> None:
+    def extra_names(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def after_sharding(self, extras: Mapping[str, torch.Tensor]) -> None:
         """Nothing to do."""
 
     def train_counts(self) -> list[int]:

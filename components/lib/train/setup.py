@@ -74,9 +74,10 @@ def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -
     shard_model(model, task.units(), layout, config.trainer, task.shard_dim)
     if on_meta:
         model.to_empty(device=layout.device)
+    extras: dict[str, torch.Tensor] = {}
     if start is not None:
-        load_shards(model, start, layout, task.shard_dim)
-    task.after_sharding()
+        extras = load_shards(model, start, layout, task.shard_dim, task.extra_names())
+    task.after_sharding(extras)
     return Engine(config, layout, task)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +36,10 @@ class Task(Protocol):
     def partial_names(self) -> set[str]:
         """Parameters whose gradients must be summed over the tensor-parallel group."""
 
-    def after_sharding(self) -> None:
+    def extra_names(self) -> tuple[str, ...]:
+        """Tensors of a model folder that are not weights."""
+
+    def after_sharding(self, extras: Mapping[str, torch.Tensor]) -> None:
         """Whatever must happen once the parameters are sharded and loaded."""
 
     def train_counts(self) -> list[int]:

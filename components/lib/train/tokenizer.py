@@ -7,7 +7,7 @@ every layout and after every resume; it is logged and counted, and too many stop
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,16 @@ class TokenizerTask:
         """No tensor parallelism."""
         return set()
 
-    def after_sharding(self) -> None:
+    def extra_names(self) -> tuple[str, ...]:
+        """The latent statistics."""
+        return STATISTICS
+
+    def after_sharding(self, extras: Mapping[str, torch.Tensor]) -> None:
         """Let `encode` gather weights as `forward` does; compile if asked."""
         from torch.distributed.fsdp import register_fsdp_forward_method
 
+        if extras:
+            self._net.set_latent_statistics(*(extras[name] for name in STATISTICS))
         register_fsdp_forward_method(self.model, "encode")
         if self.config.trainer.compile:
             self._net.encoder.compile()

@@ -6,7 +6,7 @@ parameter at a time, so the most that is ever in memory beyond the shards is one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,36 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from components.lib.train.layout import Layout, ShardDim
 
 
-def load_shards(model: nn.Module, folder: Path, layout: Layout, shard_dim: ShardDim) -> None:
-    """Fill a sharded model from a canonical folder. Raises UserError listing keys that differ."""
+def load_shards(
+    model: nn.Module,
+    folder: Path,
+    layout: Layout,
+    shard_dim: ShardDim,
+    extras: Collection[str] = (),
+) -> dict[str, torch.Tensor]:
+    """Fill a sharded model from a canonical folder. Raises UserError listing keys that differ.
+
+    Returns those tensors of the folder that ``extras`` names; they are not the model's.
+    """
     from safetensors import safe_open
 
     from components.lib.cosmos.model_folder import check_keys, read_specs, weight_files
 
     own = dict(model.state_dict())
     expected = {name: _full_shape(name, value, layout, shard_dim) for name, value in own.items()}
-    found = {name: spec.shape for name, spec in read_specs(folder).items()}
+    specs = read_specs(folder)
+    found = {name: spec.shape for name, spec in specs.items() if name not in extras}
+    beside: dict[str, torch.Tensor] = {}
     check_keys(expected, found, str(folder))
     with torch.no_grad():
         for path in weight_files(folder):
             with safe_open(str(path), framework="pt") as source:
                 for name in source.keys():  # noqa: SIM118 - safe_open is no mapping
-                    _fill(name, own[name], source.get_slice(name), layout, shard_dim)
+                    if name in extras:
+                        beside[name] = source.get_tensor(name)
+                    else:
+                        _fill(name, own[name], source.get_slice(name), layout, shard_dim)
+    return beside
 
 
 def _full_shape(

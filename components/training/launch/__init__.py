@@ -1,0 +1,1 @@
+"""Launchers: one interface, three back ends (`process`, `pytorchjob`, `trainjob`)."""

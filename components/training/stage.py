@@ -1,0 +1,222 @@
+"""Post-train on many processes: start the ranks, follow them, list what they wrote.
+
+The trainer (`components.lib.train`) writes checkpoints, metrics and the model straight to this
+stage's output prefix, from wherever its ranks run. A stage that is started again finds the newest
+complete checkpoint there and goes on from it, on another machine as well. This module only makes
+the command line, hands it to a launcher and turns the trainer's result file into a manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
+from components.lib.manifest import MANIFEST_NAME, FileEntry, Manifest
+from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.store import ObjectStore
+from components.lib.train.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.overrides import apply_overrides
+from components.lib.train.recipes import recipe
+from components.training.launch.interface import (
+    LaunchRequest,
+    SecretValue,
+    guide_environment,
+    job_name,
+)
+
+SPEC = StageSpec(name="training", version="1", kind="training-run")
+RESULT = "run.json"
+# Which keys of which Secrets the ranks of a job get; the same ones as the pipelines' own steps.
+_S3, _WANDB = "cosmos-s3", "cosmos-wandb"
+_SECRETS = {
+    "AWS_ENDPOINT_URL": SecretValue(secret=_S3, key="endpoint"),
+    "AWS_ACCESS_KEY_ID": SecretValue(secret=_S3, key="access-key"),
+    "AWS_SECRET_ACCESS_KEY": SecretValue(secret=_S3, key="secret-key"),
+    "AWS_REGION": SecretValue(secret=_S3, key="region", optional=True),
+    "WANDB_API_KEY": SecretValue(secret=_WANDB, key="api-key", optional=True),
+}
+
+
+class TrainingConfig(StageConfig):
+    """Settings of the stage."""
+
+    checkpoint: str = manifest_input("Checkpoint manifest of the model to start from.")
+    data: str = manifest_input("Latent data set (diffusion) or tokenizer data set manifest.")
+    prompts: str | None = manifest_input("Prompt embeddings (diffusion).", default=None)
+    vgg: str | None = manifest_input("VGG16 checkpoint (tokenizer).", default=None)
+    factory: str = Field(
+        default="cosmos_diffusion_7b_text2world_finetune",
+        description="Recipe, by the name that the guides give to --factory.",
+    )
+    overrides: tuple[str, ...] = Field(
+        default=(), description="The trainer's settings: trainer.max_steps=1000, …"
+    )
+    nproc: int = Field(
+        default=0,
+        ge=0,
+        description="Processes on each node; 0: one per GPU, or 2 where there is none.",
+    )
+    nodes: int = Field(default=1, ge=1, description="Nodes (pods) of the training job.")
+    launcher: Literal["process", "pytorchjob", "trainjob"] = operational(
+        "process", "Where training runs: here (torchrun), or as a job on the cluster."
+    )
+    image: str = operational("", "Training image of a job; empty: the stage's own.")
+    gpus_per_node: int = operational(8, "GPUs of each pod of a job.", ge=0)
+    job: dict[str, Any] = operational(
+        {}, "More of a job: namespace, memory, queue, tolerations, … (see LaunchRequest)."
+    )
+    grace_seconds: int = operational(
+        300, "Time for a checkpoint after SIGTERM, before the ranks are killed.", ge=1
+    )
+
+
+CONFIG = TrainingConfig
+
+
+def run(config: TrainingConfig, store: ObjectStore, progress: Progress) -> StageResult:
+    """Train. Output: ``model/``, ``metrics.jsonl``, ``settings.json``, ``checkpoints/``, …"""
+
+    def work(inputs: dict[str, Manifest], output: Output) -> None:
+        train(config, inputs, output, progress)
+
+    return execute(SPEC, config, store, progress, work)
+
+
+def train(
+    config: TrainingConfig, inputs: dict[str, Manifest], output: Output, progress: Progress
+) -> None:
+    """Launch the ranks and list what they left. Raises UserError when they failed."""
+    settings = trainer_overrides(config, inputs, output)
+    resolved = apply_overrides(recipe(config.factory), settings)
+    request = launch_request(config, output, settings, resolved)
+    if _result(output) is None:
+        launcher_named(config.launcher)(request, progress)
+    result = _result(output)
+    if result is None:
+        raise UserError(
+            f"Training ended without an error but {output.uri}{RESULT} is missing. Did its ranks "
+            "write to another object store?"
+        )
+    collect(result, output)
+
+
+def trainer_overrides(
+    config: TrainingConfig, inputs: dict[str, Manifest], output: Output
+) -> list[str]:
+    """The trainer's overrides: the user's first, then what the pipeline decides."""
+
+    def uri(name: str) -> str:
+        return inputs[name].uri + MANIFEST_NAME
+
+    decided = [f"data.path={uri('data')}", f"log.store_uri={output.uri}"]
+    if isinstance(recipe(config.factory), DiffusionConfig):
+        decided.append(f"resume.restore_config.path={uri('checkpoint')}")
+        if "prompts" in inputs:
+            decided.append(f"data.prompts={uri('prompts')}")
+    else:
+        decided.append(f"model.jit_ckpt_pth={uri('checkpoint')}")
+        if "vgg" in inputs:
+            decided.append(f"model.vgg_path={uri('vgg')}")
+    return [*config.overrides, *decided]
+
+
+def launch_request(
+    config: TrainingConfig,
+    output: Output,
+    settings: list[str],
+    resolved: DiffusionConfig | TokenizerConfig,
+) -> LaunchRequest:
+    """What the launcher is asked for."""
+    local = config.launcher == "process"
+    log_dir = str(output.scratch / "train") if local else "/tmp/cosmos-train"  # noqa: S108
+    gpus = _local_gpus() if local else config.gpus_per_node
+    strategy = resolved.trainer.strategy
+    address = output.uri.rstrip("/").rsplit("/", 1)[-1]
+    fields: dict[str, Any] = {
+        "name": job_name(address),
+        "image": config.image or "local",
+        "command": (
+            *("-m", "components.lib.train", "--yes", "--factory", config.factory),
+            *settings,
+            f"log.log_dir={log_dir}",
+        ),
+        "env": guide_environment(
+            gpus, strategy.tensor_model_parallel_size, strategy.sequence_parallel
+        ),
+        "nodes": config.nodes,
+        "gpus_per_node": gpus,
+        "processes_per_node": config.nproc or (gpus or 2),
+        "grace_seconds": config.grace_seconds,
+    }
+    if not local:
+        fields["image"] = config.image or _own_image()
+        fields["secret_env"] = _SECRETS
+    fields |= config.job
+    try:
+        return LaunchRequest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"Stage training, field 'job.{name}': {first['msg']}.") from error
+
+
+def launcher_named(name: str) -> Callable[[LaunchRequest, Progress], None]:
+    """The launcher's function. Its libraries are imported only here."""
+    if name == "process":
+        from components.training.launch import process
+
+        return process.launch
+    if name == "pytorchjob":
+        from components.training.launch import pytorchjob
+
+        return pytorchjob.launch
+    from components.training.launch import trainjob
+
+    return trainjob.launch
+
+
+def collect(result: dict[str, Any], output: Output) -> None:
+    """List the files of the run and its remaining checkpoints; fill summary and metrics."""
+    for entry in result["files"]:
+        found = output.finished(FileEntry.model_validate(entry).path)
+        if found is None or found.sha256 != entry["sha256"]:
+            raise UserError(f"{output.uri}{entry['path']} is not what training wrote. Train again.")
+    for prefix in ("checkpoints/", "pictures/"):
+        for info in output.store.list(output.uri + prefix):
+            output.finished(info.uri[len(output.uri) :])
+    lines = output.store.get_bytes(output.uri + "metrics.jsonl").decode().splitlines()
+    records = [json.loads(line) for line in lines]
+    losses = [record["loss"] for record in records if record["split"] == "train"]
+    held_out = [record for record in records if record["split"] == "validation"]
+    tenth = max(len(losses) // 10, 1)
+    output.summary |= {**result["run"], "steps": result["steps"]}
+    output.metrics["first_loss"] = sum(losses[:tenth]) / tenth
+    output.metrics["last_loss"] = sum(losses[-tenth:]) / tenth
+    output.timing["training_seconds"] = float(result["seconds"])
+    for name in ("loss", "psnr", "ssim"):
+        if held_out and name in held_out[-1]:
+            output.metrics[f"validation_{name}"] = held_out[-1][name]
+
+
+def _result(output: Output) -> dict[str, Any] | None:
+    """The trainer's result file, which it writes last."""
+    uri = output.uri + RESULT
+    if output.store.stat(uri) is None:
+        return None
+    return dict(json.loads(output.store.get_bytes(uri)))
+
+
+def _local_gpus() -> int:
+    """GPUs of this machine, counted without importing torch."""
+    return sum(1 for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit())
+
+
+def _own_image() -> str:
+    from components import images
+
+    return images.TRAIN
