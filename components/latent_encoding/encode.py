@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from components.latent_encoding.decode_worker import Frame
-
-if TYPE_CHECKING:
-    import torch
+from components.latent_encoding.folded import can_fold, fold_encoder
+from components.lib.cosmos.model_folder import load_tokenizer
+from components.lib.cosmos.tokenizer import CosmosTokenizer
 
 # Forward passes queued on a GPU before the host waits for the oldest.
 IN_FLIGHT = 2
@@ -35,26 +39,20 @@ class LatentEncoder:
     """The tokenizer's encoder on ``device``; ``dtype`` is that of weights and arithmetic."""
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
-        import torch
-
-        from components.lib.cosmos.model_folder import load_tokenizer
-
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.tokenizer = load_tokenizer(folder, self.device, self.dtype).requires_grad_(False)
+        # Weights are folded in fp32 where they can be, and rounded once.
+        self.tokenizer = load_tokenizer(folder, self.device, torch.float32).requires_grad_(False)
+        self.encode = encoder_of(self.tokenizer, self.dtype)
         self.queue: deque[tuple[Any, torch.Tensor, torch.cuda.Event | None]] = deque()
         self.busy_s = 0.0
 
     def buffer(self, clips: int, frames: int, height: int, width: int) -> torch.Tensor:
         """Zeroed bytes [clips, frames, height, width, 3] on the device, to be filled by `load`."""
-        import torch
-
         return torch.zeros(clips, frames, height, width, 3, dtype=torch.uint8, device=self.device)
 
     def load(self, target: torch.Tensor, pieces: list[Frame]) -> None:
         """Copy a decoded clip, given as consecutive pieces, into its place of a buffer."""
-        import torch
-
         at = 0
         for piece in pieces:
             target[at : at + len(piece)].copy_(torch.from_numpy(piece))
@@ -62,12 +60,9 @@ class LatentEncoder:
 
     def submit(self, tag: Any, frames: torch.Tensor) -> None:
         """Encode a buffer. The result comes out of `collect`."""
-        import torch
-
         begun = time.monotonic()
         with torch.inference_mode():
-            video = frames.permute(0, 4, 1, 2, 3).to(self.dtype).div_(127.5).sub_(1.0)
-            latent = self.tokenizer.normalise(self.tokenizer.encode(video)).to(torch.bfloat16)
+            latent = self.tokenizer.normalise(self.encode(frames)).to(torch.bfloat16)
             if self.device.type == "cuda":
                 host = torch.empty(latent.shape, dtype=latent.dtype, pin_memory=True)
                 host.copy_(latent, non_blocking=True)
@@ -92,3 +87,22 @@ class LatentEncoder:
             self.queue.popleft()
             done.append(Encoded(tag, latents))
         return done
+
+
+def encoder_of(tokenizer: CosmosTokenizer, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Bytes [B, T, H, W, 3] to latents [B, C, T', H', W'], not normalised, in ``dtype``.
+
+    Clips that fit one window of the tokenizer take the folded encoder; longer ones, and networks
+    that cannot be folded, the tokenizer's own.
+    """
+    window = tokenizer.config.window
+    folded = fold_encoder(tokenizer, dtype) if can_fold(tokenizer) else None
+
+    def encode(frames: Tensor) -> Tensor:
+        if folded is not None and frames.shape[1] <= window:
+            return folded(frames)
+        tokenizer.to(dtype)
+        video = frames.permute(0, 4, 1, 2, 3).to(dtype).div_(127.5).sub_(1.0)
+        return tokenizer.encode(video)
+
+    return encode

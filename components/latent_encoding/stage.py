@@ -211,11 +211,6 @@ def pick_devices(names: str) -> list[str]:
 
 def pick_dtype(name: str, device: str) -> str:
     """The dtype to compute in for ``auto``: bfloat16 on a GPU, float32 on a CPU."""
-    if name == "bfloat16" and device == "cpu":
-        raise UserError(
-            "The tokenizer does not run in bfloat16 on a CPU. Set latent_encoding.dtype to "
-            "'float32' or 'auto'."
-        )
     if name != "auto":
         return name
     return "float32" if device == "cpu" else "bfloat16"
