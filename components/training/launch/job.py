@@ -2,9 +2,10 @@
 
 Level triggered: each round reads the job and its pods and says what changed. Nothing depends on
 having seen an event, so the launcher may be killed and started again at any time; it finds its
-job by name. A job that had failed is replaced (its ranks go on from their last checkpoint), one
-that runs or has succeeded is attached to, and one that somebody is training with other settings
-is an error that names them.
+job by name. One that runs is attached to; one that somebody is training with other settings is an
+error that names them. One that had ended before is replaced: a launcher is asked only while the
+run's results are missing, so it either failed (its ranks go on from their last checkpoint) or
+its results were removed from the store.
 
 SIGTERM means that the step was cancelled: the job is deleted. A launcher that is killed outright
 cannot do that; ``active_deadline_seconds`` and the pipeline's run label are the net below it.
@@ -125,16 +126,19 @@ class _Run:
                 if time.monotonic() > deadline:
                     raise UserError(f"{self.title} has been in deletion for too long; look at it.")
                 self.cluster.sleep(1.0)
-            elif status.phase == "failed":
-                self.say(f"replacing {self.title}, which failed earlier: {status.detail}")
+            elif status.finished:
+                self.say(
+                    f"replacing {self.title} of an earlier try, which {_state(status)}: "
+                    f"{status.detail}"
+                )
                 self.cluster.delete(*self.kind, self.request.name)
                 self.cluster.sleep(0.5)
             else:
-                self._check_same(job, status)
+                self._check_same(job)
                 self.progress.log(f"attached to {self.title}, which {_state(status)}")
                 return
 
-    def _check_same(self, job: Mapping[str, Any], status: JobStatus) -> None:
+    def _check_same(self, job: Mapping[str, Any]) -> None:
         recorded = (job["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION)
         if recorded is None:
             raise UserError(
@@ -146,7 +150,7 @@ class _Run:
             for text in self.request.differences(json.loads(recorded))
             if text.split(" ")[0] not in _HARMLESS
         ]
-        if differences and not status.finished:
+        if differences:
             raise UserError(
                 f"{self.title} is training this very run with other settings "
                 f"({'; '.join(differences)}). Wait for it, or delete it to go on from its last "

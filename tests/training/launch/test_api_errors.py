@@ -148,7 +148,8 @@ def test_two_creators_end_up_with_one_job(
             first.append(True)
             threading.Thread(target=kubernetes.create, args=(plural, body)).start()
             time.sleep(0.2)
-            kubernetes.condition(name, "Succeeded")
+            kubernetes.condition(name, "Running")
+            threading.Timer(0.5, kubernetes.condition, (name, "Succeeded")).start()
             job = kubernetes.jobs.pop((plural, name))
             try:
                 return original(plural, name)

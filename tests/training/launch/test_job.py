@@ -120,11 +120,15 @@ def test_a_retry_attaches_to_the_running_job(
     assert "attached to" in lines.text
 
 
-def test_a_retry_after_success_returns_at_once(launch: Any, kubernetes: Any, request_: Any) -> None:
+def test_a_success_whose_results_were_removed_is_trained_again(
+    launch: Any, kubernetes: Any, request_: Any, lines: Any
+) -> None:
+    """The stage asks for a launch only while the run's results are missing."""
     kubernetes.create("pytorchjobs", PyTorchJob().body(request_))
     succeed(kubernetes, request_.name)
+    kubernetes.on_create(lambda name: succeed(kubernetes, name, "once more"))
     launch()
-    assert kubernetes.count("POST", "pytorchjobs") == 0
+    assert "once more" in lines.lines
 
 
 def test_a_retry_replaces_a_failed_job(
