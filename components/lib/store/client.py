@@ -102,7 +102,7 @@ class ObjectStore:
         if if_absent:
             return self._create(uri, data, meta)
         digest, etag = upload(
-            self.session, BytesSource(data), uri, lambda sha: to_headers(uri, sha, meta)
+            self.session, BytesSource(data), uri, lambda sha, size: to_headers(uri, sha, size, meta)
         )
         return ObjectInfo(uri, len(data), etag, now(), digest, dict(meta or {}))
 
@@ -112,7 +112,11 @@ class ObjectStore:
         if session.head(uri) is not None:
             raise ObjectExists(taken)
         digest, nonce = hashlib.sha256(data).hexdigest(), secrets.token_hex(16)
-        headers = {**to_headers(uri, digest, meta), NONCE_HEADER: nonce, "If-None-Match": "*"}
+        headers = {
+            **to_headers(uri, digest, len(data), meta),
+            NONCE_HEADER: nonce,
+            "If-None-Match": "*",
+        }
         with session.explained(uri):
             try:
                 session.put(uri, data, digest, headers)
@@ -132,7 +136,9 @@ class ObjectStore:
         writable_uri(uri)
         source = FileSource(path)
         try:
-            digest, etag = upload(self.session, source, uri, lambda sha: to_headers(uri, sha, meta))
+            digest, etag = upload(
+                self.session, source, uri, lambda sha, size: to_headers(uri, sha, size, meta)
+            )
         finally:
             source.close()
         return ObjectInfo(uri, source.size, etag, now(), digest, dict(meta or {}))
@@ -201,7 +207,7 @@ class ObjectStore:
 
     def open_read(self, uri: str) -> BinaryIO:
         """A seekable, buffered file over the object (see `reader`). Raises StoreError."""
-        info = self.stat(uri)
+        info = self.session.head(uri, whole=True)
         if info is None:
             raise ObjectMissing(
                 f"{uri} does not exist at {self.settings.endpoint}. Check the URI, or rerun the "

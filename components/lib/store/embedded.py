@@ -178,7 +178,7 @@ class _Server:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self.folder,
-                    env={**os.environ, "GOMEMLIMIT": "1GiB"},
+                    env=_environment(self.folder),
                     pass_fds=[self.lock.fileno()] if self.lock else [],
                     start_new_session=True,
                 )
@@ -235,6 +235,12 @@ def _free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Ours without what would configure the server: WEED_ variables, files in the home folder."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WEED_")}
+    return {**inherited, "HOME": str(folder), "GOMEMLIMIT": "1GiB"}
 
 
 def _command(binary: Path, folder: Path, ports: Sequence[int]) -> list[str]:

@@ -7,6 +7,8 @@ Sessions are not shared across fork: `ObjectStore` opens one per process.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +30,12 @@ from components.lib.store.errors import (
     StoreError,
     explain,
 )
-from components.lib.store.metadata import from_headers
+from components.lib.store.metadata import from_headers, require_whole
 from components.lib.store.uri import object_uri, split_uri
 
 PIECE = 1 << 20
+# The body was damaged on its way to the store: send it again.
+DAMAGED = frozenset({"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"})
 Sink = Callable[[memoryview], object]
 
 
@@ -80,8 +84,11 @@ class Session:
         bucket, key = object_uri(uri)
         return self.client._execute(method, bucket, key, **options)
 
-    def head(self, uri: str) -> ObjectInfo | None:
-        """Size, time, digest and meta, or None when the object does not exist."""
+    def head(self, uri: str, whole: bool = False) -> ObjectInfo | None:
+        """Size, time, digest and meta, or None when the object does not exist.
+
+        With ``whole`` an object cut short is an error; else it merely has no digest.
+        """
         with self.explained(uri):
             try:
                 response = self.request("HEAD", uri)
@@ -93,7 +100,10 @@ class Session:
                     # An answer to HEAD has no body, hence no reason: ask again with GET.
                     self.request("GET", uri, headers={"Range": "bytes=0-0"})
                 raise
-        return info_of(uri, response.headers, int(response.headers.get("Content-Length", "0")))
+        size = int(response.headers.get("Content-Length", "0"))
+        if whole:
+            require_whole(uri, response.headers, size)
+        return info_of(uri, response.headers, size)
 
     def require_bucket(self, uri: str) -> None:
         """Raise StoreError when the bucket does not exist (looked up once per bucket)."""
@@ -123,10 +133,26 @@ class Session:
     def put(
         self, uri: str, body: Any, sha256: str, headers: dict[str, str], query: Any = None
     ) -> str:
-        """Send one body (an object or a part); returns its ETag. Raises minio's errors."""
-        response = self.request(
-            "PUT", uri, body=body, headers={**headers, **signed_body(sha256)}, query_params=query
-        )
+        """Send one body (an object or a part); returns its ETag. Raises minio's errors.
+
+        The store checks Content-MD5; SeaweedFS does not check the sha256 that signs the request,
+        and without either it keeps an empty object when the sender dies before the body.
+        """
+        md5 = hashlib.md5(body, usedforsecurity=False).digest()
+        headers = {
+            **headers,
+            **signed_body(sha256),
+            "Content-MD5": base64.b64encode(md5).decode(),
+        }
+        for last in (False, False, True):
+            try:
+                response = self.request(
+                    "PUT", uri, body=body, headers=dict(headers), query_params=query
+                )
+                break
+            except S3Error as error:
+                if last or error.code not in DAMAGED:
+                    raise
         return str(response.headers.get("etag", "")).strip('"')
 
     def start_upload(self, uri: str, headers: dict[str, str]) -> str:
@@ -210,12 +236,17 @@ class Session:
                     raise
                 response = None
         if response is None:
-            info = self.head(uri)
+            info = self.head(uri, whole=True)
             if info is None or info.bytes:
                 raise ObjectMissing(f"{uri} was replaced while it was read. Rerun.")
             return info, None
         span = response.headers.get("Content-Range", "")
         total = span.rpartition("/")[2] or response.headers.get("Content-Length", "0")
+        try:
+            require_whole(uri, response.headers, int(total))
+        except StoreError:
+            response.close()
+            raise
         return info_of(uri, response.headers, int(total)), response
 
     def close(self) -> None:
@@ -248,7 +279,7 @@ def _receive(response: Any, buffer: memoryview) -> int:
 
 def info_of(uri: str, headers: Any, size: int) -> ObjectInfo:
     """ObjectInfo from response headers."""
-    digest, meta = from_headers(headers)
+    digest, meta = from_headers(headers, size)
     return ObjectInfo(
         uri=uri,
         bytes=size,

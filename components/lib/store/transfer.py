@@ -1,10 +1,9 @@
 """Moving whole files: parallel multipart uploads, ranged downloads, a sha256 around both.
 
 S3 takes user metadata when an upload *begins*, so the digest must be known before the first part
-leaves. Up to `SINGLE` bytes the file is read once into memory, hashed and sent, and the same
-digest signs the request, so the store checks it too. A larger file is hashed first and then read
-again for its parts, the second time mostly from the page cache: twice the reading, but the object
-is never visible without its digest.
+leaves. Up to `SINGLE` bytes the file is read once into memory, hashed and sent. A larger file is
+hashed first and then read again for its parts, the second time mostly from the page cache: twice
+the reading, but the object is never visible without its digest.
 
 A download asks for the first `SPAN` bytes at once; that answer tells the size, and the further
 ranges come in parallel into a temporary file beside the target. The hash follows in file order
@@ -33,6 +32,7 @@ PART = 16 << 20
 SPAN = 32 << 20
 MAX_PARTS = 10_000
 _PIECE = 1 << 20
+MakeHeaders = Callable[[str, int], dict[str, str]]
 
 
 class Source(Protocol):
@@ -102,14 +102,14 @@ def upload(
     session: Session,
     source: Source,
     uri: str,
-    make_headers: Callable[[str], dict[str, str]],
+    make_headers: MakeHeaders,
 ) -> tuple[str, str]:
-    """Send ``source`` to ``uri``; returns (sha256, etag). ``make_headers(sha256)`` gives the
+    """Send ``source`` to ``uri``; returns (sha256, etag). ``make_headers(sha256, size)`` gives the
     metadata headers. Raises StoreError."""
     if source.size <= SINGLE:
         return session.leaf.submit(_send_whole, session, source, uri, make_headers).result()
     digest = hash_source(source)
-    headers = make_headers(digest)
+    headers = make_headers(digest, source.size)
     for last in (False, False, True):
         try:
             return digest, _send_parts(session, source, uri, digest, headers)
@@ -135,12 +135,12 @@ def hash_source(source: Source) -> str:
 
 
 def _send_whole(
-    session: Session, source: Source, uri: str, make_headers: Callable[[str], dict[str, str]]
+    session: Session, source: Source, uri: str, make_headers: MakeHeaders
 ) -> tuple[str, str]:
     body = source.read(0, source.size)
     digest = hashlib.sha256(body).hexdigest()
     with session.explained(uri):
-        return digest, session.put(uri, body, digest, make_headers(digest))
+        return digest, session.put(uri, body, digest, make_headers(digest, source.size))
 
 
 def _send_parts(

@@ -23,7 +23,8 @@ class FaultyProxy:
 
     "status" answers 503, "throttle" 429, "reset" breaks the connection before the store sees the
     request, "deaf" lets the store act but breaks the connection instead of passing the answer on,
-    "short" breaks it in the middle of the body, "flip" inverts one byte of the body.
+    "short" breaks it in the middle of the body, "flip" inverts one byte of the answer's body and
+    "damage" one of the request's.
     """
 
     def __init__(self, target: str) -> None:
@@ -61,6 +62,8 @@ class FaultyProxy:
                     return self.break_off()
                 if fault in ("status", "throttle"):
                     return self.answer(503 if fault == "status" else 429, {}, b"busy")
+                if fault == "damage" and body:
+                    body = body[:-1] + bytes([body[-1] ^ 255])
                 upstream = http.client.HTTPConnection(proxy.target, timeout=60)
                 upstream.putrequest(
                     self.command, self.path, skip_host=True, skip_accept_encoding=True

@@ -161,7 +161,11 @@ def tamper(store: ObjectStore, uri: str, data: bytes) -> None:
     assert info is not None
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     store.session.client.put_object(
-        bucket, key, io.BytesIO(data), len(data), metadata={"cosmos-sha256": str(info.sha256)}
+        bucket,
+        key,
+        io.BytesIO(data),
+        len(data),
+        metadata={"cosmos-sha256": str(info.sha256), "cosmos-bytes": str(len(data))},
     )
 
 
@@ -183,6 +187,30 @@ def test_a_tampered_object_is_never_returned(
             call()
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert target.read_bytes() == b"what was here before"
+
+
+def test_a_truncated_object_is_never_returned(
+    store: ObjectStore, storage_root: str, tmp_path: Path
+) -> None:
+    import io
+
+    bucket, _, key = f"{storage_root}/x".removeprefix("s3://").partition("/")
+    for kept in (b"", b"half"):
+        store.session.client.put_object(
+            bucket,
+            key,
+            io.BytesIO(kept),
+            len(kept),
+            metadata={"cosmos-sha256": "0" * 64, "cosmos-bytes": "8"},
+        )
+        info = store.stat(f"{storage_root}/x")
+        assert info is not None and info.sha256 is None, "a stage must not take it for finished"
+        for call in operations(store, f"{storage_root}/x", tmp_path / "x").items():
+            if call[0] in ("get_bytes", "get_file", "open_read"):
+                with pytest.raises(
+                    ObjectCorrupt, match=f"holds {len(kept)} bytes and should hold 8"
+                ):
+                    call[1]()  # type: ignore[operator]
 
 
 def test_the_callers_digest_counts_too(

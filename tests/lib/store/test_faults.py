@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -141,3 +143,60 @@ def test_bytes_damaged_on_the_way_are_never_accepted(
     with pytest.raises(ObjectCorrupt), faulty.open_read(uri) as handle:
         handle.read()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("parts", [0, 2])
+def test_bytes_damaged_on_the_way_up_are_sent_again(
+    proxy: Any,
+    faulty: ObjectStore,
+    store: ObjectStore,
+    storage_root: str,
+    small_parts: int,
+    parts: int,
+) -> None:
+    """SeaweedFS ignores the payload's sha256, so this rests on Content-MD5."""
+    puts = itertools.count()
+    proxy.fault = lambda number, method: (
+        "damage" if method == "PUT" and next(puts) % 2 == 0 else None
+    )
+    data = random.Random(0).randbytes(parts * small_parts + 100)
+    faulty.put_bytes(f"{storage_root}/x", data)
+    assert next(puts) > parts + 1
+    assert store.get_bytes(f"{storage_root}/x") == data
+
+
+@pytest.mark.parametrize("sent", [0, 1000, 99_999])
+def test_a_sender_that_dies_in_the_middle_leaves_no_object_that_looks_whole(
+    store: ObjectStore, storage_root: str, sent: int
+) -> None:
+    uri = f"{storage_root}/x"
+    body = b"x" * 100_000
+    half_put(store, uri, body, sent)
+    time.sleep(0.5)
+    info = store.stat(uri)
+    assert info is None or info.sha256 is None
+    store.put_bytes(uri, body)
+    assert store.get_bytes(uri) == body
+
+
+def half_put(store: ObjectStore, uri: str, body: bytes, sent: int) -> None:
+    """Our own put request, of which only the first ``sent`` bytes of the body go out."""
+
+    class Captured(Exception):
+        pass
+
+    request: dict[str, Any] = {}
+
+    def capture(method: str, url: str, **options: Any) -> None:
+        request.update(url=urlsplit(url), headers=options["headers"])
+        raise Captured
+
+    client = store.with_settings()
+    client.session.pool.urlopen = capture  # type: ignore[method-assign]
+    with pytest.raises(Captured):
+        client.put_bytes(uri, body)
+    lines = [f"PUT {request['url'].path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in request["headers"].items()]
+    with socket.create_connection((request["url"].hostname, request["url"].port)) as raw:
+        raw.sendall("\r\n".join([*lines, "", ""]).encode() + body[:sent])
+        time.sleep(0.1)
