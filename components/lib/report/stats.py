@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -150,6 +151,7 @@ def t_distribution(t: float, freedom: float) -> float:
     return 1 - tail if t > 0 else tail
 
 
+@cache
 def t_quantile(probability: float, freedom: float) -> float:
     """The t with P(T <= t) = probability, for probabilities between 0 and 1."""
     if probability < 0.5:

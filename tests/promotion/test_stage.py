@@ -1,0 +1,186 @@
+"""Promotion: what gets into production, what is recorded, and that repeating it changes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from components.lib.contract import UserError
+from components.lib.lineage import models_that_used, parse_lineage
+from components.lib.manifest import load_manifest
+from components.lib.registry import Registry, models_root, rollback
+from components.promotion import version as version_module
+from components.promotion.stage import PromotionConfig, run
+
+BETTER = (0.9, 1.8, 2.7, 3.6, 4.5, 5.4)
+BEST = (0.8, 1.6, 2.4, 3.2, 4.0, 4.8)
+WORSE = (1.1, 2.2, 3.3, 4.4, 5.5, 6.6)
+
+
+@pytest.fixture
+def registry(store, storage_root) -> Registry:
+    return Registry(store, models_root(storage_root), "m")
+
+
+@pytest.fixture
+def promote(world, store, storage_root, progress):
+    def go(training, evaluation, **more):
+        config = PromotionConfig(
+            training=training, evaluation=evaluation, model_name="m",
+            storage_root=storage_root, **more,
+        )  # fmt: skip
+        return run(config, store, progress)
+
+    return go
+
+
+@pytest.fixture
+def first(world, promote):
+    training = world.train("one")
+    evaluation = world.evaluate("one", training, BETTER)
+    return training, evaluation, promote(training, evaluation)
+
+
+def challenge(world, registry, name, losses, production_losses=BETTER):
+    """A run evaluated against what is in production."""
+    head = registry.production()
+    uri = registry.version_uri(head.version) + "manifest.json"
+    training = world.train(name, start=uri)
+    return training, world.evaluate(name, training, losses, production=(uri, production_losses))
+
+
+def test_first_version_is_complete(first, registry, store):
+    _, _, result = first
+    assert result.metrics["promoted"] == 1
+    head = registry.production()
+    assert (head.number, head.version, head.replaced) == (1, 1, 0)
+    manifest = registry.load(1)
+    assert manifest.kind == "checkpoint"
+    weights = store.get_bytes(
+        manifest.file_uri("model/model.safetensors"),
+        sha256=manifest.entry("model/model.safetensors").sha256,
+    )
+    assert weights == b"one"
+    card = store.get_bytes(manifest.file_uri("model_card.md")).decode()
+    assert card.startswith("# m@1\n") and "passed, first version" in card
+    json.loads(store.get_bytes(manifest.file_uri("metrics.json")))
+    lineage = parse_lineage(store.get_bytes(manifest.file_uri("lineage.json")), "")
+    assert [(v.uri, v.split) for v in lineage.videos] == [
+        ("s3://fleet/a/one.mp4", "train"),
+        ("s3://fleet/b/two.mp4", "validation"),
+    ]
+    assert [step.stage for step in lineage.steps].index("videos") == 1
+
+
+def test_the_same_promotion_again_is_a_no_op_that_says_so(first, promote, registry, progress):
+    training, evaluation, result = first
+    again = promote(training, evaluation)
+    assert again.reused and again.manifest == result.manifest
+    assert "m@1 is in production: already promoted." in progress.lines
+    assert len(registry.history()) == 1 and registry.versions() == [1]
+
+
+def test_better_replaces_and_worse_does_not(first, world, promote, registry):
+    refused = promote(*challenge(world, registry, "worse", WORSE))
+    assert refused.metrics["promoted"] == 0
+    assert refused.manifest.summary["decision"] == "refused"
+    assert registry.production().version == 1 and registry.versions() == [1]
+    promoted = promote(*challenge(world, registry, "best", BEST))
+    assert promoted.manifest.summary["production"] == "m@2"
+    assert registry.production().replaced == 1
+
+
+def test_force_is_recorded_with_its_reason(first, world, promote, registry):
+    with pytest.raises(ValidationError, match="needs a reason"):
+        promote("s3://x/y", "s3://x/z", force=True)
+    promote(*challenge(world, registry, "worse", WORSE), force=True, reason="demo on Friday")
+    head = registry.production()
+    assert (head.version, head.forced, head.reason) == (2, True, "demo on Friday")
+
+
+def test_a_rolled_back_model_does_not_come_back_by_itself(first, world, promote, registry):
+    runs = challenge(world, registry, "best", BEST)
+    promote(*runs)
+    pointer = rollback(registry, None, "bad at night")
+    assert (pointer.number, pointer.version, pointer.replaced) == (3, 1, 2)
+    again = promote(*runs)
+    assert again.manifest.summary["decision"] == "refused"
+    assert "rolled back" in again.manifest.summary["rules"][-1]["sentence"]
+    promote(*runs, force=True, reason="night fixed")
+    assert registry.production().version == 2, "the same weights keep their number"
+
+
+def test_rollback_goes_to_the_version_before_and_not_to_and_fro(first, world, promote, registry):
+    promote(*challenge(world, registry, "two", BEST))
+    third = tuple(0.9 * value for value in BEST)
+    promote(*challenge(world, registry, "three", third, production_losses=BEST))
+    assert rollback(registry, None, "x").version == 2
+    assert rollback(registry, None, "x").version == 1
+    with pytest.raises(UserError, match="first in production"):
+        rollback(registry, None, "x")
+    with pytest.raises(UserError, match="no m@9"):
+        rollback(registry, 9, "x")
+    assert rollback(registry, 3, "x").version == 3
+
+
+def test_interrupted_while_copying_goes_on_with_the_same_number(
+    world, promote, registry, monkeypatch
+):
+    training = world.train("one")
+    evaluation = world.evaluate("one", training, BETTER)
+    with monkeypatch.context() as patch:
+        patch.setattr(version_module, "model_card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            promote(training, evaluation)
+    assert registry.production() is None and registry.versions() == []
+    promote(training, evaluation)
+    assert registry.production().version == 1
+
+
+def test_interrupted_after_the_pointer_moved_finds_itself(first, promote, registry, store):
+    training, evaluation, result = first
+    store.delete(result.manifest_uri)
+    again = promote(training, evaluation)
+    assert not again.reused and again.manifest.summary["decision"] == "promoted"
+    assert len(registry.history()) == 1
+
+
+def test_an_evaluation_of_other_weights_is_an_error(world, promote):
+    evaluation = world.evaluate("one", world.train("one"), BETTER)
+    with pytest.raises(UserError, match="Evaluate this training run"):
+        promote(world.train("two"), evaluation)
+
+
+def test_lineage_is_inherited_and_found_by_video(
+    first, world, promote, registry, store, storage_root
+):
+    promote(*challenge(world, registry, "best", BEST))
+    held = parse_lineage(store.get_bytes(registry.version_uri(2) + "lineage.json"), "")
+    assert {step.via for step in held.steps} == {"", "m@1"}
+    root = models_root(storage_root)
+    for wanted in ("s3://fleet/a/one.mp4", "a" * 64, "b" * 64):
+        assert [name for name, _ in models_that_used(store, root, wanted)] == ["m@1", "m@2"]
+    assert models_that_used(store, root, "s3://fleet/c/bad.mp4") == []
+
+
+def test_lineage_survives_deletion_of_the_runs(first, world, promote, registry, store):
+    training, _, _ = first
+    store.delete(load_manifest(training, store).uri + "model/model.safetensors")
+    for uri in (world.videos, world.data):
+        store.delete(uri)
+    held = parse_lineage(store.get_bytes(registry.version_uri(1) + "lineage.json"), "")
+    assert len(held.videos) == 2
+    assert store.get_bytes(registry.version_uri(1) + "model/model.safetensors") == b"one"
+
+
+@pytest.mark.parametrize("name", ["", "UPPER", "a/b", "../x", "a b"])
+def test_names_that_cannot_be_folders_are_refused(world, store, storage_root, progress, name):
+    training = world.train("one")
+    evaluation = world.evaluate("one", training, BETTER)
+    config = PromotionConfig(
+        training=training, evaluation=evaluation, model_name=name, storage_root=storage_root
+    )
+    with pytest.raises(UserError, match="cannot be the name"):
+        run(config, store, progress)
