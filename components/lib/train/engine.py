@@ -9,7 +9,7 @@ average, running mean of the loss) is what a checkpoint holds.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -98,8 +98,11 @@ class Engine:
         # On the other tensor-parallel ranks there is no loader and the batch is received.
         return shared_batch(lambda: self._loader.next() if self._loader else {}, self.layout)
 
-    def train_step(self) -> dict[str, float]:
-        """One optimizer step. Returns this step's metrics, the same on every rank but for times."""
+    def train_step(self, apply: Callable[[], object] | None = None) -> dict[str, float]:
+        """One optimizer step. Returns its metrics, the same on every rank but for times.
+
+        ``apply`` replaces the optimizer's own ``step`` (for a loop that wraps it).
+        """
         started = time.perf_counter()
         model = self.task.model
         model.train()
@@ -124,7 +127,7 @@ class Engine:
         clip(self.parameters.values(), norm, self.config.trainer.gradient_clip_val)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
+        (apply or self.optimizer.step)()
         self._update_ema()
         self.step += 1
         self.consumed += self.global_batch

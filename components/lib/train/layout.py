@@ -116,6 +116,15 @@ def start_processes(trainer: TrainerConfig, *, model_parallel: bool) -> Layout:
     )
 
 
+def stop_processes() -> None:
+    """Leave all process groups, so that this process could join others."""
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
 def check_layout(strategy: StrategyConfig, world: int) -> None:
     """Raises UserError unless ``world`` ranks can be cut into this layout."""
     tp, replicas = strategy.tensor_model_parallel_size, strategy.data_parallel_replicas

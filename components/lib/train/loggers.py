@@ -7,27 +7,23 @@ text saved with the checkpoint, so it never holds a step twice.
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from components.lib.train.config import LogConfig
 
-log = logging.getLogger("cosmos.train")
+Sink = Callable[[int, str, Mapping[str, float]], None]
 
 
 class MetricsLog:
-    """Metrics of one run, written by the first rank."""
+    """The record of one run's metrics, written by the first rank and passed on to ``sinks``."""
 
-    def __init__(self, folder: Path, config: LogConfig, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, sinks: Sequence[Sink] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self.tensorboard_dir = folder / "tensorboard"
+        self.sinks = tuple(sinks)
         self._lines: list[str] = []
-        self._board = _tensorboard(self.tensorboard_dir) if config.tensorboard else None
-        self._wandb = _wandb(folder, config, settings)
         self.path.write_text("")
 
     def restore(self, text: str) -> None:
@@ -45,46 +41,54 @@ class MetricsLog:
         self._lines.append(line)
         with self.path.open("a") as stream:
             stream.write(line + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
-        if self._wandb is not None:
-            self._wandb.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+        for sink in self.sinks:
+            sink(step, split, values)
 
-    def last_loss(self, split: str) -> float | None:
-        """Loss of the newest line of a split."""
-        for line in reversed(self._lines):
-            record = json.loads(line)
-            if record["split"] == split:
-                return float(record["loss"])
-        return None
+
+class TensorBoard:
+    """TensorBoard events in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """A `Sink`."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Flush and end the remote run."""
-        if self._board is not None:
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        """Flush."""
+        self._writer.close()
 
 
-def _tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
+class Wandb:
+    """A Weights & Biases run."""
 
-    return SummaryWriter(str(folder))
+    def __init__(self, folder: Path, config: LogConfig) -> None:
+        import wandb
 
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=wandb_project(config, os.environ),
+            name=config.name,
+            dir=str(folder),
+            resume="allow",
+        )
 
-def _wandb(folder: Path, config: LogConfig, settings: Mapping[str, Any]) -> Any:
-    if not os.environ.get("WANDB_API_KEY"):
-        return None
-    import wandb
+    @staticmethod
+    def wanted() -> bool:
+        """Whether the environment has a key."""
+        return bool(os.environ.get("WANDB_API_KEY"))
 
-    return wandb.init(
-        project=wandb_project(config, os.environ),
-        name=config.name,
-        dir=str(folder),
-        config=dict(settings),
-        resume="allow",
-    )
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """A `Sink`."""
+        self._run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
 
 
 def wandb_project(config: LogConfig, env: Mapping[str, str]) -> str:

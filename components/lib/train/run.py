@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Protocol
 
-import torch.distributed as dist
-
-from components.lib.train import loop_plain
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.layout import start_processes
+from components.lib.train.layout import Layout, start_processes, stop_processes
+from components.lib.train.loggers import Sink
 from components.lib.train.session import EXIT_RESUME, Preempted, Session
 from components.lib.train.setup import build_engine, open_store
 
+
+class Loop(Protocol):
+    """Drives a session; ``sinks`` receive its metrics."""
+
+    sinks: list[Sink]
+
+    def run(self, session: Session) -> None:
+        """Step until ``trainer.max_steps``."""
+
+    def close(self) -> None:
+        """Flush the loggers."""
+
+
 log = logging.getLogger("cosmos.train")
+
+
+def make_loop(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> Loop:
+    """The loop that ``trainer.engine`` names. Lightning and NeMo are imported only if wanted."""
+    if config.trainer.engine == "lightning":
+        from components.lib.train.loop_lightning import LightningLoop
+
+        return LightningLoop(config, layout)
+    from components.lib.train.loop_plain import PlainLoop
+
+    return PlainLoop(config, layout)
 
 
 def train(config: DiffusionConfig | TokenizerConfig) -> int:
@@ -22,15 +45,17 @@ def train(config: DiffusionConfig | TokenizerConfig) -> int:
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     layout = start_processes(config.trainer, model_parallel=isinstance(config, DiffusionConfig))
     store = open_store(config)
-    session = Session(config, build_engine(config, layout, store), store)
+    loop = make_loop(config, layout)
+    session = Session(config, build_engine(config, layout, store), store, loop.sinks)
     try:
         session.start()
-        loop_plain.run(session)
+        loop.run(session)
+        loop.close()
         session.finish()
     except Preempted as stop:
         log.warning("rank %d %s", layout.rank, stop)
         return EXIT_RESUME
     finally:
         session.engine.stop_data()
-    dist.destroy_process_group()
+    stop_processes()
     return 0

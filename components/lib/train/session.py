@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ from components.lib.manifest import FileEntry
 from components.lib.store import ObjectStore, StoreError
 from components.lib.train.checkpoint import METRICS, Checkpoints
 from components.lib.train.engine import Engine
-from components.lib.train.loggers import MetricsLog
+from components.lib.train.loggers import MetricsLog, Sink
 from components.lib.train.places import LocalPlace, Place, StorePlace
 from components.lib.train.setup import AnyConfig, local_rank, versions
 from components.lib.train.weights import gather_weights
@@ -42,7 +43,13 @@ class Preempted(Exception):
 class Session:
     """Everything around the optimizer steps of one run."""
 
-    def __init__(self, config: AnyConfig, engine: Engine, store: ObjectStore | None) -> None:
+    def __init__(
+        self,
+        config: AnyConfig,
+        engine: Engine,
+        store: ObjectStore | None,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         self.config, self.engine, self.layout = config, engine, engine.layout
         self.log_dir = Path(config.log.log_dir)
         self.place: Place = LocalPlace(self.log_dir / "run")
@@ -61,7 +68,7 @@ class Session:
         }
         self.metrics: MetricsLog | None = None
         if self.layout.is_main:
-            self.metrics = MetricsLog(self.log_dir / "logs", config.log, self.settings)
+            self.metrics = MetricsLog(self.log_dir / "logs", sinks)
         self._terminated = False
         self._saved_step = -1
         self._validated: tuple[int, float] | None = None
@@ -76,7 +83,7 @@ class Session:
 
     def start(self) -> None:
         """Resume if there is something to resume, then begin to read data."""
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGTERM, self.on_sigterm)
         if self.layout.is_main:
             self.place.put_text(SETTINGS, json.dumps(self.settings, indent=1))
         if self.config.resume.resume_if_exists:
@@ -115,12 +122,10 @@ class Session:
             dist.barrier(group=self._control)
             return
         assert self.metrics is not None
-        self.metrics.close()
         files.append(self.place.put_text(METRICS, self.metrics.text()))
         files.append(self.place.put_text(SETTINGS, json.dumps(self.settings, indent=1)))
-        for path in sorted(self.metrics.tensorboard_dir.rglob("*")):
-            if path.is_file():
-                files.append(self.place.put(path, f"tensorboard/{path.name}"))
+        for path in sorted((self.log_dir / "logs").glob("events.out.tfevents.*")):
+            files.append(self.place.put(path, f"tensorboard/{path.name}"))
         result = {
             "files": [entry.model_dump(mode="json") for entry in files],
             "steps": self.engine.step,
@@ -201,7 +206,8 @@ class Session:
         paths.sort(key=lambda path: path.name == "config.json")
         return [self.place.put(path, f"{name}/{path.name}") for path in paths]
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: stop after this step."""
         self._terminated = True
 
     def _anyone_terminated(self) -> bool:
