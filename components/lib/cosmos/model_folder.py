@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = "cosmos-pipelines/1"
 CONFIG_NAME = "config.json"
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+STEM = "model"
 SHARD_BYTES = 4 * 1024**3
 
 Family = Literal["dit", "tokenizer", "vgg16"]
@@ -69,37 +68,48 @@ def save_model_folder(
     ``state_dict`` may be an iterator of pairs; then at most one shard is in memory. Weights that
     an earlier save left in the folder are replaced.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (CONFIG_NAME, INDEX_NAME):
-        (folder / stale).unlink(missing_ok=True)
-    for stale_file in sorted(folder.glob("model*.safetensors")):
-        stale_file.unlink()
-    shards: list[list[str]] = []
-    total = 0
-    for shard in _shards(_pairs(state_dict), shard_bytes):
-        path = folder / f"model-{len(shards) + 1:05d}.partial"
-        save_file(shard, str(path), metadata={"format": "pt"})
-        shards.append(list(shard))
-        total += sum(tensor.nbytes for tensor in shard.values())
-    names = [
-        SINGLE_NAME
-        if len(shards) == 1
-        else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        for number in range(len(shards))
-    ]
-    for number, final in enumerate(names):
-        (folder / f"model-{number + 1:05d}.partial").replace(folder / final)
-    if len(shards) > 1:
-        weight_map = {key: final for final, keys in zip(names, shards, strict=True) for key in keys}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / INDEX_NAME, index)
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    write_safetensors(folder, "model", state_dict, shard_bytes=shard_bytes)
     values = config.model_dump(mode="json") if isinstance(config, Frozen) else dict(config)
     model = ModelConfig(family=family, name=name, config=values)
     _write_json(folder / CONFIG_NAME, model.model_dump(mode="json"))
     return folder
+
+
+def write_safetensors(
+    folder: Path, stem: str, weights: Weights, *, shard_bytes: int = SHARD_BYTES
+) -> list[Path]:
+    """Write ``stem.safetensors``, or numbered shards and their index; replaces what was there.
+
+    Names and index are those that transformers and diffusers use.
+    """
+    from safetensors.torch import save_file
+
+    (folder / f"{stem}.safetensors.index.json").unlink(missing_ok=True)
+    for stale in [*folder.glob(f"{stem}*.safetensors"), *folder.glob(f"{stem}*.partial")]:
+        stale.unlink()
+    shards: list[list[str]] = []
+    total = 0
+    for shard in _shards(_pairs(weights), shard_bytes):
+        path = folder / f"{stem}-{len(shards) + 1:05d}.partial"
+        save_file(shard, str(path), metadata={"format": "pt"})
+        shards.append(list(shard))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    count = len(shards)
+    names = [f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
+    if count == 1:
+        names = [f"{stem}.safetensors"]
+    for number, final in enumerate(names):
+        path = folder / f"{stem}-{number + 1:05d}.partial"
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
+        path.replace(folder / final)
+    if count > 1:
+        weight_map = {key: final for final, keys in zip(names, shards, strict=True) for key in keys}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / f"{stem}.safetensors.index.json", index)
+    return [folder / name for name in names]
 
 
 def _pairs(state_dict: Weights) -> Iterator[tuple[str, torch.Tensor]]:
@@ -160,27 +170,27 @@ def read_model_config(folder: Path) -> ModelConfig:
         ) from error
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
     """The safetensors files of a folder, in order. Raises UserError naming one that is missing."""
     folder = Path(folder)
-    index = folder / INDEX_NAME
+    index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
-        names = [SINGLE_NAME]
+        names = [f"{stem}.safetensors"]
     else:
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{index} is not an index of safetensors files.") from error
     for name in names:
-        if not (folder / name).is_file():
+        if Path(name).name != name or not (folder / name).is_file():
             raise UserError(f"{folder} lacks the weights {name}. Fetch or convert it again.")
     return [folder / name for name in names]
 
 
-def read_specs(folder: Path) -> dict[str, TensorSpec]:
+def read_specs(folder: Path, stem: str = STEM) -> dict[str, TensorSpec]:
     """Key -> shape and dtype, from the headers alone."""
     specs: dict[str, TensorSpec] = {}
-    for path in weight_files(folder):
+    for path in weight_files(folder, stem):
         with _open(path) as source:
             for key in source.keys():  # noqa: SIM118 - safe_open is no mapping
                 part = source.get_slice(key)
@@ -188,9 +198,9 @@ def read_specs(folder: Path) -> dict[str, TensorSpec]:
     return specs
 
 
-def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def read_weights(folder: Path, stem: str = STEM) -> Iterator[tuple[str, torch.Tensor]]:
     """Pairs of key and tensor, one tensor in memory at a time."""
-    for path in weight_files(folder):
+    for path in weight_files(folder, stem):
         with _open(path) as source:
             for key in source.keys():  # noqa: SIM118
                 yield key, source.get_tensor(key)

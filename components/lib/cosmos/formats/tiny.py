@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components.lib.cosmos.formats.official import write_mean_std, write_model_pt
+from components.lib.cosmos.formats.source_config import write_config
+from components.lib.cosmos.formats.vgg import vgg_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +29,6 @@ DV_FOLDER = "Cosmos-1.0-Tokenizer-DV8x16x16"
 T5_FOLDER = "t5-11b"
 VGG_FOLDER = "vgg16"
 COMPLETE_NAME = "complete.json"
-OWN_KEY = "cosmos_pipelines"
-
-VGG_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-VGG_PER_STAGE = (2, 2, 3, 3, 3)
 TINY_VGG_CHANNELS = (8, 12, 16, 24, 24)
 
 
@@ -99,24 +96,6 @@ def write_vgg(folder: Path, seed: int) -> None:
     folder.mkdir(parents=True)
     save_file(initial_vgg(TINY_VGG_CHANNELS, seed), str(folder / "model.safetensors"))
     write_config(folder, "vgg16", "vgg16-tiny", {"channels": list(TINY_VGG_CHANNELS)})
-
-
-def write_config(folder: Path, family: str, name: str, config: Mapping[str, Any]) -> None:
-    """A `config.json` that says what the weights do not: which settings of ours fit them."""
-    value = {OWN_KEY: {"family": family, "name": name, "config": dict(config)}}
-    (folder / "config.json").write_text(json.dumps(value, indent=1) + "\n")
-
-
-def vgg_shapes(channels: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of VGG16's thirteen convolutions for these widths of its five stages."""
-    widths = [
-        width for width, count in zip(channels, VGG_PER_STAGE, strict=True) for _ in range(count)
-    ]
-    shapes: dict[str, tuple[int, ...]] = {}
-    for number, before, width in zip(VGG_CONVOLUTIONS, [3, *widths], widths, strict=False):
-        shapes[f"features.{number}.weight"] = (width, before, 3, 3)
-        shapes[f"features.{number}.bias"] = (width,)
-    return shapes
 
 
 def initial_vgg(channels: tuple[int, ...], seed: int) -> dict[str, torch.Tensor]:

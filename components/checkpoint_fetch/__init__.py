@@ -1,0 +1,1 @@
+"""Fetches a checkpoint and converts it to the canonical model folder."""
