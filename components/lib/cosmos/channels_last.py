@@ -7,7 +7,9 @@ reshaping is free. GPUs' 2-D kernels for that layout are far better tuned than t
 The weights, their names and the result (up to rounding) stay the same.
 
 Attention over the positions of a frame has one head as wide as the channels (512), for which the
-fused kernels are slow or missing; it is computed frame by frame with two matrix products.
+fused kernels are slow or missing; it is computed frame by frame with two matrix products. The
+Haar patcher becomes one small matrix product per patch, which writes channels-last memory in
+order where strided sums and differences would not.
 
 The trade-off: modules change class in place, so a tokenizer is converted for good, and exported
 before, not after.
@@ -23,6 +25,8 @@ from diffusers.models.autoencoders.autoencoder_kl_cosmos import (
     CosmosSpatialAttentionProcessor2_0,
 )
 from torch import Tensor, nn
+
+from components.lib.cosmos.haar import HaarPatch, HaarUnpatch
 
 _FUSED_HEAD_DIM = 256  # the widest head of the fused attention kernels
 
@@ -85,6 +89,41 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.bmm(scores.softmax(-1), value)
 
 
+class MatrixHaarPatch(HaarPatch):
+    """`HaarPatch` as a matrix product with the patch's 192 numbers."""
+
+    matrix: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `HaarPatch`."""
+        p = self.patch
+        x = torch.cat([x[:, :, :1].expand(-1, -1, p - 1, -1, -1), x], dim=2)
+        x = x.unflatten(4, (-1, p)).unflatten(3, (-1, p)).unflatten(2, (-1, p))
+        patches = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+        return (patches @ self.matrix.to(x.dtype)).movedim(-1, 1)
+
+
+class MatrixHaarUnpatch(HaarUnpatch):
+    """`HaarUnpatch` as a matrix product."""
+
+    matrix: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `HaarUnpatch`."""
+        p = self.patch
+        patches = (x.movedim(1, -1) @ self.matrix.to(x.dtype)).unflatten(-1, (-1, p, p, p))
+        video = patches.permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return video.flatten(6, 7).flatten(4, 5).flatten(2, 3)[:, :, p - 1 :]
+
+
+def _haar_matrix(patch: int, channels: int = 3) -> Tensor:
+    """fp32 [channels · p³, channels · p³]: row = pixel of a patch, column = band."""
+    size = channels * patch**3
+    video = torch.zeros(size, channels, patch + 1, patch, patch)
+    video[:, :, 1:] = torch.eye(size).reshape(size, channels, patch, patch, patch)
+    return HaarPatch(patch)(video)[:, :, 1].flatten(1)
+
+
 def use_channels_last(tokenizer: nn.Module) -> None:
     """Convert a tokenizer (or its encoder or decoder) in place. Inputs may have any layout."""
     for module in tokenizer.modules():
@@ -94,3 +133,12 @@ def use_channels_last(tokenizer: nn.Module) -> None:
             module.processor, CosmosSpatialAttentionProcessor2_0
         ):
             module.processor = WideHeadSpatialAttention()
+        elif type(module) is HaarPatch:
+            module.__class__ = MatrixHaarPatch
+            module.register_buffer("matrix", _haar_matrix(module.patch), persistent=False)
+        elif type(module) is HaarUnpatch:
+            module.__class__ = MatrixHaarUnpatch
+            inverse = torch.linalg.inv(_haar_matrix(module.patch).double()).float()
+            module.register_buffer("matrix", inverse, persistent=False)
+    reference = next(tokenizer.parameters())
+    tokenizer.to(reference.device)  # the matrices go where the weights are
