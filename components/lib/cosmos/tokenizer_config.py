@@ -64,6 +64,22 @@ class TokenizerConfig(Frozen):
         widths = tuple(self.channels * m for m in self.multipliers)
         return (*widths, widths[-1])
 
+    def down_steps(self, level: int) -> tuple[bool, bool]:
+        """Whether this encoder level halves (space, time). The last level never does."""
+        space, time = self._extra_steps()
+        return level < space, level < time
+
+    def up_steps(self, order: int) -> tuple[bool, bool]:
+        """Whether the ``order``-th decoder level to run (from 0) doubles (space, time)."""
+        space, time = self._extra_steps()
+        temporal = 0 < order <= time
+        return temporal or (order < space and space > time), temporal
+
+    def _extra_steps(self) -> tuple[int, int]:
+        """Halvings of (space, time) that the learned levels add to those of the Haar patch."""
+        patch = self.patch.bit_length()
+        return self.spatial.bit_length() - patch, self.temporal.bit_length() - patch
+
     def latent_frames(self, frames: int) -> int:
         """Latent frames of a video; a last window that is not full is padded to 8j + 1."""
         whole, rest = divmod(frames, self.window)

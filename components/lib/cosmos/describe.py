@@ -1,0 +1,218 @@
+"""What a model is, without its weights: counts, shapes, operations, memory.
+
+Everything follows from the settings by rule (`shapes`, `flops`), so the answer takes milliseconds
+and needs neither torch nor the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from components.lib.contract import Frozen, UserError
+from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.flops import (
+    Layout,
+    dit_attention_flops,
+    dit_forward_flops,
+    dit_memory,
+    tokenizer_flops,
+)
+from components.lib.cosmos.shapes import Shapes, dit_shapes, parameter_count, tokenizer_shapes
+from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS, TokenizerConfig
+
+ModelSettings = DiTConfig | TokenizerConfig
+
+OFFICIAL_NAMES = {
+    "Cosmos-1.0-Diffusion-7B-Text2World": "7B",
+    "Cosmos-1.0-Diffusion-14B-Text2World": "14B",
+    "Cosmos-1.0-Diffusion-7B-Video2World": "7B-V2W",
+    "Cosmos-1.0-Diffusion-14B-Video2World": "14B-V2W",
+    "Cosmos-1.0-Tokenizer-CV8x8x8": "CV8x8x8",
+    "Cosmos-1.0-Tokenizer-DV8x16x16": "DV8x16x16",
+}
+
+
+class Clip(Frozen):
+    """The video for which shapes and operations are given."""
+
+    frames: int = 121
+    height: int = 704
+    width: int = 1280
+
+
+def find_model(model: str) -> tuple[str, ModelSettings]:
+    """Name and settings of a preset, a published model or a canonical model folder."""
+    name = OFFICIAL_NAMES.get(model.removeprefix("nvidia/"), model)
+    presets: dict[str, ModelSettings] = {**DIT_PRESETS, **TOKENIZER_PRESETS}
+    if name in presets:
+        return name, presets[name]
+    if Path(model).is_dir():
+        return _from_folder(Path(model))
+    known = ", ".join(presets)
+    raise UserError(
+        f"There is no model '{model}'. Give a model folder, a published name such as "
+        f"Cosmos-1.0-Diffusion-7B-Text2World, or one of: {known}."
+    )
+
+
+def _from_folder(folder: Path) -> tuple[str, ModelSettings]:
+    from components.lib.cosmos.model_folder import read_model_config
+
+    model = read_model_config(folder)
+    if model.family == "dit":
+        return model.name, DiTConfig.model_validate(model.config)
+    if model.family == "tokenizer":
+        return model.name, TokenizerConfig.model_validate(model.config)
+    raise UserError(
+        f"{folder} holds '{model.name}' of family '{model.family}', not described here."
+    )
+
+
+def shapes_of(settings: ModelSettings) -> Shapes:
+    """Names and shapes of the state dict."""
+    return dit_shapes(settings) if isinstance(settings, DiTConfig) else tokenizer_shapes(settings)
+
+
+def describe(
+    name: str, settings: ModelSettings, clip: Clip | None = None, layout: Layout | None = None
+) -> dict[str, Any]:
+    """JSON values: the field ``parameters`` and all that follows from the settings.
+
+    Operations count a multiply-add as two; memory is in bytes per GPU. UserError when the model
+    cannot take the clip.
+    """
+    clip, layout = clip or Clip(), layout or Layout()
+    shapes = shapes_of(settings)
+    general = {
+        "name": name,
+        "family": "dit" if isinstance(settings, DiTConfig) else "tokenizer",
+        "parameters": parameter_count(shapes),
+        "tensors": len(shapes),
+        "bf16_bytes": 2 * parameter_count(shapes),
+        "clip": clip.model_dump(),
+        "config": settings.model_dump(mode="json"),
+    }
+    if isinstance(settings, DiTConfig):
+        return general | _describe_dit(settings, clip, layout)
+    return general | _describe_tokenizer(settings, clip)
+
+
+def _describe_dit(config: DiTConfig, clip: Clip, layout: Layout) -> dict[str, Any]:
+    tokenizer = TOKENIZER_PRESETS["CV8x8x8"]
+    _check_clip(tokenizer, clip)
+    _, frames, height, width = tokenizer.latent_shape(**clip.model_dump())
+    try:
+        grid = config.grid(frames, height, width)
+    except ValueError as error:
+        raise UserError(f"This model cannot take the clip: {error}.") from error
+    if config.heads % layout.tp or config.ffn % layout.tp:
+        raise UserError(f"{config.heads} attention heads do not divide by tp {layout.tp}.")
+    tokens = math.prod(grid)
+    forward = dit_forward_flops(config, tokens)
+    memory = dit_memory(config, tokens, layout)
+    return {
+        "layers": config.layers,
+        "hidden": config.hidden,
+        "heads": config.heads,
+        "latent_shape": [config.latent_channels, frames, height, width],
+        "token_grid": list(grid),
+        "tokens": tokens,
+        "token_features": config.in_channels * config.patch_volume,
+        "forward_flops": forward,
+        "training_flops": 3 * forward,
+        "attention_share": round(dit_attention_flops(config, tokens) / forward, 4),
+        "layout": layout.model_dump(),
+        "memory_per_gpu": {
+            "state_bytes": memory.state,
+            "activation_bytes": memory.activations,
+            "total_bytes": memory.total,
+        },
+    }
+
+
+def _describe_tokenizer(config: TokenizerConfig, clip: Clip) -> dict[str, Any]:
+    _check_clip(config, clip)
+    latent = config.latent_shape(**clip.model_dump())
+    encode, decode = 0, 0
+    for start in range(0, clip.frames, config.window):
+        rest = min(config.window, clip.frames - start)
+        padded = (config.latent_frames(rest) - 1) * config.temporal + 1
+        costs = tokenizer_flops(config, padded, clip.height, clip.width)
+        encode, decode = encode + costs[0], decode + costs[1]
+    return {
+        "layers": len(config.multipliers),
+        "latent_shape": list(latent),
+        "codes": math.prod(config.fsq_levels) if config.fsq_levels else None,
+        "window_frames": config.window,
+        "encode_flops": encode,
+        "decode_flops": decode,
+    }
+
+
+def _check_clip(config: TokenizerConfig, clip: Clip) -> None:
+    multiple = config.size_multiple
+    if clip.frames % config.temporal != 1 or clip.height % multiple or clip.width % multiple:
+        raise UserError(
+            f"A clip of {clip.frames} frames, {clip.width} x {clip.height}, cannot be coded: "
+            f"frames must be {config.temporal}k + 1, width and height multiples of {multiple}."
+        )
+    if min(clip.frames, clip.height, clip.width) < 1:
+        raise UserError("A clip needs at least one frame and one pixel.")
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The same facts for people."""
+    rows = [
+        ("model", f"{facts['name']} ({facts['family']})"),
+        ("parameters", f"{facts['parameters']:,} in {facts['tensors']} tensors"),
+        ("weights", f"{facts['bf16_bytes'] / 1e9:.2f} GB in bf16"),
+    ]
+    clip = facts["clip"]
+    latent = " x ".join(map(str, facts["latent_shape"]))
+    size = f"{clip['frames']} frames of {clip['width']} x {clip['height']}"
+    rows.append(("clip", f"{size} -> latent {latent}"))
+    if facts["family"] == "dit":
+        memory, layout = facts["memory_per_gpu"], facts["layout"]
+        grid = " x ".join(map(str, facts["token_grid"]))
+        parallel = " with sequence parallel" if layout["sequence_parallel"] else ""
+        rows += [
+            (
+                "geometry",
+                f"{facts['layers']} layers, {facts['hidden']} wide, {facts['heads']} heads",
+            ),
+            ("tokens", f"{facts['tokens']:,} = {grid}, {facts['token_features']} features each"),
+            (
+                "forward",
+                f"{_big(facts['forward_flops'])}FLOP, {facts['attention_share']:.0%} attention",
+            ),
+            ("training", f"{_big(facts['training_flops'])}FLOP a sample"),
+            (
+                "layout",
+                f"{layout['gpus']} GPUs, tensor parallel {layout['tp']}{parallel}, "
+                f"{layout['checkpointing']} checkpointing",
+            ),
+            (
+                "memory",
+                f"about {memory['total_bytes'] / 2**30:.1f} GiB a GPU: "
+                f"{memory['state_bytes'] / 2**30:.1f} state, "
+                f"{memory['activation_bytes'] / 2**30:.1f} activations",
+            ),
+        ]
+    else:
+        codes = facts["codes"]
+        rows += [
+            ("codes", f"{codes:,}" if codes else "continuous latents"),
+            ("window", f"{facts['window_frames']} frames"),
+            ("encode", f"{_big(facts['encode_flops'])}FLOP"),
+            ("decode", f"{_big(facts['decode_flops'])}FLOP"),
+        ]
+    return "\n".join(f"{label:<12}{value}" for label, value in rows)
+
+
+def _big(value: float) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if value >= size:
+            return f"{value / size:.3f} {unit}"
+    return f"{value:.0f} "

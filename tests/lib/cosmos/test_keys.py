@@ -1,0 +1,254 @@
+"""Names and shapes of the published checkpoints, and what follows from them."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.lib.contract import UserError
+from components.lib.cosmos.describe import Clip, describe, find_model, render
+from components.lib.cosmos.dit import DIT_PRESETS, DiT, configure_blocks
+from components.lib.cosmos.flops import (
+    Layout,
+    dit_attention_flops,
+    dit_forward_flops,
+    dit_memory,
+    tokenizer_flops,
+)
+from components.lib.cosmos.shapes import dit_shapes, parameter_count, tokenizer_shapes
+from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer, TokenizerConfig
+
+KEYS = Path(__file__).parents[2] / "data" / "keys"
+PARAMETERS = {
+    "7B": 7_236_192_256,
+    "7B-V2W": 7_236_208_640,
+    "14B": 14_267_149_312,
+    "CV8x8x8": 105_653_696,
+    "DV8x16x16": 110_898_294,
+}
+TENSORS = {"7B": 571, "7B-V2W": 571, "14B": 731, "CV8x8x8": 310, "DV8x16x16": 318}
+
+
+def published(name: str) -> dict[str, tuple[int, ...]]:
+    entries = []
+    for line in (KEYS / f"{name}.txt").read_text().splitlines():
+        key, shape = line.split(" ", 1)
+        entries.append((key, ast.literal_eval(shape)))
+    if name in TOKENIZER_PRESETS:
+        return dict(
+            itertools.chain.from_iterable(
+                ((f"{key}.weight", shape), (f"{key}.bias", shape[:1])) for key, shape in entries
+            )
+        )
+    result = {}
+    for layers, group in itertools.groupby(entries, lambda entry: layer_count(entry[0])):
+        lines = list(group)
+        for layer in range(layers):
+            for key, shape in lines:
+                result[re.sub(r"\{.*?\}", str(layer), key)] = shape
+    return result
+
+
+def layer_count(key: str) -> int:
+    span = re.search(r"\{0\.\.(\d+)\}", key)
+    return int(span[1]) + 1 if span else 1
+
+
+def on_meta(name: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        if name in TOKENIZER_PRESETS:
+            return CosmosTokenizer(TOKENIZER_PRESETS[name])
+        return DiT(DIT_PRESETS[name])
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_modules_have_the_published_names_shapes_and_counts(name: str) -> None:
+    model = on_meta(name)
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    found = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    assert found == published(name)
+    assert len(found) == TENSORS[name]
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", [*DIT_PRESETS, *TOKENIZER_PRESETS])
+def test_rules_without_torch_equal_the_modules(name: str) -> None:
+    if name in TOKENIZER_PRESETS:
+        rules = tokenizer_shapes(TOKENIZER_PRESETS[name])
+    else:
+        rules = dit_shapes(DIT_PRESETS[name])
+    model = on_meta(name)
+    assert rules == {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    assert parameter_count(rules) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_rules_keep_the_published_order(name: str) -> None:
+    _, settings = find_model(name)
+    rules = (
+        tokenizer_shapes(settings)
+        if isinstance(settings, TokenizerConfig)
+        else dit_shapes(settings)
+    )
+    assert list(rules.items()) == list(published(name).items())
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_describe_on_the_command_line_needs_no_torch_and_no_weights(name: str) -> None:
+    started = time.monotonic()
+    script = (
+        "import sys, pipelines.cli as cli\n"
+        f"sys.argv = ['cosmos-pipelines', 'describe', {name!r}, '--json', '--keys']\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    facts = json.loads(done.stdout)
+    assert facts["parameters"] == PARAMETERS[name]
+    assert {key: tuple(shape) for key, shape in facts["keys"].items()} == published(name)
+    assert time.monotonic() - started < 30
+
+
+def test_published_names_and_folders_are_found(tmp_path: Path) -> None:
+    assert find_model("nvidia/Cosmos-1.0-Diffusion-14B-Text2World")[0] == "14B"
+    assert find_model("Cosmos-1.0-Tokenizer-DV8x16x16")[0] == "DV8x16x16"
+    config = DIT_PRESETS["tiny"]
+    value = {
+        "format": "cosmos-pipelines/1",
+        "family": "dit",
+        "name": "mine",
+        "config": config.model_dump(mode="json"),
+    }
+    (tmp_path / "config.json").write_text(json.dumps(value))
+    assert find_model(str(tmp_path)) == ("mine", config)
+    with pytest.raises(UserError, match="no model 'nonsense'"):
+        find_model("nonsense")
+
+
+def test_the_clip_of_the_published_models() -> None:
+    facts = describe(*find_model("7B"))
+    assert facts["latent_shape"] == [16, 16, 88, 160]
+    assert facts["tokens"] == 56_320 and facts["token_features"] == 68
+    assert describe(*find_model("7B-V2W"))["token_features"] == 72
+    discrete = describe(*find_model("DV8x16x16"), Clip(frames=33, height=256, width=256))
+    assert discrete["latent_shape"] == [6, 5, 16, 16] and discrete["codes"] == 64_000
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "tera", "attention"),
+    [
+        ("7B", 56_320, 2209.4, 0.66),
+        ("7B", 28_160, 741.0, 0.49),
+        ("7B", 10_240, 185.4, 0.26),
+        ("7B", 3_200, 47.8, 0.10),
+        ("14B", 56_320, 3848, 0.61),
+    ],
+)
+def test_flops_equal_the_planning_table(
+    name: str, tokens: int, tera: float, attention: float
+) -> None:
+    flops = dit_forward_flops(DIT_PRESETS[name], tokens)
+    assert flops / 1e12 == pytest.approx(tera, rel=1e-3)
+    share = dit_attention_flops(DIT_PRESETS[name], tokens) / flops
+    assert share == pytest.approx(attention, abs=0.006)
+
+
+def test_dit_flops_equal_what_torch_counts_in_the_blocks() -> None:
+    model = DiT(DIT_PRESETS["tiny"], seed=None)
+    configure_blocks(model, attention="math")  # torch does not count its CPU attention kernel
+    tokens = 3 * 4 * 6
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 16, 3, 8, 12), torch.zeros(1), torch.zeros(1, 512, 64))
+    blocks = sum(
+        sum(counts.values())
+        for name, counts in counter.get_flop_counts().items()
+        if re.fullmatch(r"DiT\.blocks\.block\d+", name)
+    )
+    modulation = 4 * 3 * 2 * (128 * 16 + 16 * 3 * 128)
+    assert blocks - modulation == dit_forward_flops(model.config, tokens)
+
+
+@pytest.mark.parametrize("name", ["tiny-cv", "tiny-dv", "CV8x8x8", "DV8x16x16"])
+@pytest.mark.parametrize("clip", [(17, 64, 96), (1, 32, 32)])
+def test_tokenizer_flops_equal_what_torch_counts(name: str, clip: tuple[int, int, int]) -> None:
+    model = on_meta(name)
+    video = torch.empty(1, 3, *clip, device="meta")
+    with FlopCounterMode(display=False) as encode, torch.no_grad():
+        latent = model._encode_window(video)
+    with FlopCounterMode(display=False) as decode, torch.no_grad():
+        model._decode_window(latent)
+    counted = (encode.get_total_flops(), decode.get_total_flops())
+    assert tokenizer_flops(model.config, *clip) == counted
+
+
+def test_tokenizer_flops_of_a_training_clip() -> None:
+    encode, decode = tokenizer_flops(TOKENIZER_PRESETS["CV8x8x8"], 121, 704, 1280)
+    assert encode / 1e12 == pytest.approx(35.7, abs=0.05)
+    assert decode / 1e12 == pytest.approx(61.3, abs=0.05)
+
+
+def test_memory_falls_with_sharding_and_checkpointing() -> None:
+    config = DIT_PRESETS["7B"]
+
+    def memory(**layout: object) -> float:
+        return dit_memory(config, 56_320, Layout(**layout)).total / 2**30
+
+    # 108 GiB of state over two GPUs and half of it again in activations: 90 GiB were measured
+    assert memory(gpus=2) == pytest.approx(90, rel=0.12)
+    one = dit_memory(config, 56_320, Layout(checkpointing="full")).activations / 2**30
+    assert one == pytest.approx(12.0 + 7.3, abs=0.2)
+    sequence = Layout(gpus=8, tp=8, sequence_parallel=True, checkpointing="full")
+    assert dit_memory(config, 56_320, sequence).activations / 2**30 == pytest.approx(2.4, abs=0.1)
+    assert memory(checkpointing="none") > memory() > memory(checkpointing="full")
+    assert memory(gpus=8) < memory(gpus=4) < memory(gpus=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "clip", "words"),
+    [
+        ("7B", {"frames": 120}, "8k \\+ 1"),
+        ("CV8x8x8", {"height": 700}, "multiples of 16"),
+        ("7B", {"width": 2560}, "width"),
+        ("CV8x8x8", {"height": 0}, "at least one"),
+    ],
+)
+def test_impossible_clips_are_refused(name: str, clip: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        describe(*find_model(name), Clip(**clip))
+
+
+def test_impossible_layouts_are_refused() -> None:
+    with pytest.raises(ValueError, match="groups of 3"):
+        Layout(gpus=8, tp=3)
+    with pytest.raises(UserError, match="do not divide"):
+        describe(*find_model("7B"), layout=Layout(gpus=3, tp=3))
+
+
+def test_text_for_people_has_the_main_figures() -> None:
+    text = render(describe(*find_model("7B"), layout=Layout(gpus=8, tp=8, sequence_parallel=True)))
+    for figure in ("7,236,192,256", "56,320", "2.209 PFLOP", "tensor parallel 8", "GiB"):
+        assert figure in text
+    assert "64,000" in render(describe(*find_model("DV8x16x16")))
+
+
+def test_a_long_video_costs_the_sum_of_its_windows() -> None:
+    name, settings = find_model("CV8x8x8")
+    one = describe(name, settings, Clip(frames=121, height=64, width=64))
+    two = describe(name, settings, Clip(frames=241, height=64, width=64))
+    # 120 further frames are padded to a window of their own
+    assert two["encode_flops"] == 2 * one["encode_flops"]
+    assert two["latent_shape"][1] == 32
+    assert math.prod(two["latent_shape"]) == 2 * math.prod(one["latent_shape"])
