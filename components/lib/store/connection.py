@@ -133,7 +133,7 @@ class S3Client(Minio):
         self, host: str, headers: Any = None, body: Any = None, creds: Any = None
     ) -> Any:
         digest = (headers or {}).get(_DIGEST_HEADER)
-        if digest is None or creds is None:
+        if digest is None or creds is None or body is None:
             return super()._build_headers(host, headers, body, creds)
         now = minio_time.utcnow()
         built = {

@@ -57,6 +57,6 @@ def require_whole(uri: str, headers: Mapping[str, str], size: int) -> None:
     expected = headers.get(SIZE_HEADER)
     if expected is not None and expected != str(size):
         raise ObjectCorrupt(
-            f"{uri} is corrupt: it holds {size} bytes and should hold {expected}. Delete the object "
-            "and rerun the stage that wrote it."
+            f"{uri} is corrupt: it holds {size} bytes and should hold {expected}. Delete the "
+            "object and rerun the stage that wrote it."
         )

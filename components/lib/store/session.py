@@ -176,7 +176,17 @@ class Session:
         headers = {"Range": f"bytes={start}-{start + length - 1}"}
         if etag:
             headers["If-Match"] = f'"{etag}"'
-        return self.request("GET", uri, headers=headers, preload_content=False)
+        started = time.monotonic()
+        while True:
+            try:
+                return self.request("GET", uri, headers=dict(headers), preload_content=False)
+            except HTTPError:
+                # The pool retries until the answer begins; this one broke off in an error's text.
+                if self._tired(started):
+                    raise
+
+    def _tired(self, since: float) -> bool:
+        return time.monotonic() - since > self.settings.patience_s or self.stop.wait(0.2)
 
     def copy_range(
         self, uri: str, start: int, length: int, etag: str, sink: Sink, response: Any = None
@@ -187,7 +197,7 @@ class Session:
         ``response`` is an already open response for that range.
         """
         done = 0
-        failed_at = None
+        progress = time.monotonic()
         buffer = memoryview(bytearray(min(PIECE, length)))
         while done < length:
             try:
@@ -199,14 +209,13 @@ class Session:
                     count = _receive(response, buffer[: length - done])
                     sink(buffer[:count])
                     done += count
-                    failed_at = None
+                    progress = time.monotonic()
                 response.release_conn()
             except HTTPError as error:
                 if response is not None:
                     response.close()
                 response = None
-                failed_at = failed_at or time.monotonic()
-                if time.monotonic() - failed_at > self.settings.patience_s or self.stop.wait(0.2):
+                if self._tired(progress):
                     raise self.explain(error, uri) from error
             except RequestError as error:
                 raise self.explain(error, uri) from error
