@@ -10,6 +10,7 @@ becomes a `JobStatus`. Everything else (creating, following, explaining, cancell
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
@@ -17,18 +18,20 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, field_validator, model_validator
 
 from components.lib.contract import Frozen, Progress
-from components.lib.manifest import digest_json
 
 RESTART_POLICIES = ("Always", "ExitCode", "Never", "OnFailure")
 PREFIX = "cosmos-pipelines.dev/"
 REQUEST_ANNOTATION = PREFIX + "request"
 PROGRESS_ANNOTATION = PREFIX + "progress"
 RUN_LABEL = PREFIX + "run"
+# Set on the step's pod by the pipeline: the id of the KFP run, by which its jobs are found.
+RUN_VARIABLE = "COSMOS_RUN_ID"
 NAME_LABEL = "app.kubernetes.io/name"
 NAME_LIMIT = 46  # leaves room for "-worker-12345" and more in a 63 character host name
 
 _NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 _QUANTITY = re.compile(r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")
+_LABEL_VALUE = re.compile(r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
@@ -199,9 +202,10 @@ def job_name(address: str) -> str:
     return f"cosmos-train-{address[:20]}"
 
 
-def request_digest(request: LaunchRequest) -> str:
-    """Digest of everything that was asked."""
-    return digest_json(request.model_dump(mode="json"))
+def run_labels() -> dict[str, str]:
+    """The label that ties a job to the KFP run of this step; empty outside KFP."""
+    run = os.environ.get(RUN_VARIABLE, "")
+    return {RUN_LABEL: run} if _LABEL_VALUE.match(run) else {}
 
 
 def guide_environment(

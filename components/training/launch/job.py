@@ -31,6 +31,7 @@ from components.training.launch.interface import (
     Backend,
     JobStatus,
     LaunchRequest,
+    run_labels,
 )
 from components.training.launch.kube import ApiError, Cluster
 
@@ -135,6 +136,8 @@ class _Run:
                 self.cluster.sleep(0.5)
             else:
                 self._check_same(job)
+                with contextlib.suppress(ApiError):  # it belongs to this try's run from now on
+                    self.cluster.annotate(*self.kind, self.request.name, {}, run_labels())
                 self.progress.log(f"attached to {self.title}, which {_state(status)}")
                 return
 

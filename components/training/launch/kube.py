@@ -92,10 +92,16 @@ class Cluster:
                 raise
 
     def annotate(
-        self, group: str, version: str, plural: str, name: str, values: Mapping[str, str]
+        self,
+        group: str,
+        version: str,
+        plural: str,
+        name: str,
+        values: Mapping[str, str],
+        labels: Mapping[str, str] | None = None,
     ) -> None:
-        """Set annotations. A single try: the next progress line brings another."""
-        body = {"metadata": {"annotations": dict(values)}}
+        """Set annotations and labels. A single try: the next progress line brings another."""
+        body = {"metadata": {"annotations": dict(values), "labels": dict(labels or {})}}
         self.request(
             "PATCH",
             self._path(group, version, plural, name),
@@ -104,25 +110,33 @@ class Cluster:
             patience_s=0,
         )
 
-    def find(self, kind: str, **selectors: str) -> list[dict[str, Any]]:
-        """Objects of a core kind (``pods``, ``events``, ``resourcequotas``) by selectors."""
+    def find(
+        self, kind: str, group: str = "", version: str = "v1", **selectors: str
+    ) -> list[dict[str, Any]]:
+        """Objects of a kind (by default a core one, such as ``pods``) by selectors."""
         query = list(selectors.items())
-        answer = self.request("GET", self._path("", "v1", kind), query=query)
+        answer = self.request("GET", self._path(group, version, kind), query=query)
         return list(answer.get("items") or [])
 
     # -- streams -----------------------------------------------------------------------------
 
     def pod_log(self, pod: str, container: str, *, lines: int, previous: bool = False) -> str:
         """The last lines of a container; empty when they are not to be had."""
+        try:
+            return "\n".join(self.log_lines(pod, container, lines, previous=previous))
+        except _stream_errors():
+            return ""
+
+    def log_lines(
+        self, pod: str, container: str, lines: int, *, previous: bool = False
+    ) -> list[str]:
+        """The last lines of a container. Raises `ApiError`."""
         query = [("container", container), ("tailLines", str(lines))]
         if previous:
             query.append(("previous", "true"))
-        try:
-            with self._stream(self._path("", "v1", "pods", pod) + "/log", query) as response:
-                data: bytes = response.read()
-        except _stream_errors():
-            return ""
-        return data.decode(errors="replace")
+        with self._stream(self._path("", "v1", "pods", pod) + "/log", query) as response:
+            data: bytes = response.read()
+        return data.decode(errors="replace").splitlines()
 
     def follow_log(self, pod: str, container: str, since: str | None) -> Iterator[str]:
         """Lines, each with its timestamp in front, until the container ends or the line drops."""

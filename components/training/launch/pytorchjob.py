@@ -16,6 +16,7 @@ from components.training.launch.interface import (
     REQUEST_ANNOTATION,
     JobStatus,
     LaunchRequest,
+    run_labels,
 )
 from components.training.launch.pods import pod_labels, pod_spec
 
@@ -104,7 +105,7 @@ class PyTorchJob:
 
 def metadata(request: LaunchRequest) -> dict[str, Any]:
     """Name, labels (Kueue's queue among them) and the request itself, for re-attaching."""
-    labels = {**request.labels, NAME_LABEL: "cosmos-train"}
+    labels = {**request.labels, **run_labels(), NAME_LABEL: "cosmos-train"}
     if request.queue:
         labels["kueue.x-k8s.io/queue-name"] = request.queue
     return {

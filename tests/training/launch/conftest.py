@@ -206,7 +206,8 @@ class FakeKubernetes:
     def patch(self, plural: Any, name: Any, body: Any) -> Any:
         job = self.get(plural, name)
         with self.changed:
-            job["metadata"].setdefault("annotations", {}).update(body["metadata"]["annotations"])
+            for part in ("annotations", "labels"):
+                job["metadata"].setdefault(part, {}).update(body["metadata"].get(part) or {})
             self._touch(job)
         return job
 

@@ -1,0 +1,94 @@
+"""What the commands see of a run in Kubernetes: its training jobs, their progress, step logs.
+
+Optional: without access to the cluster the commands do what KFP alone allows, and say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from components.lib.contract import UserError
+from components.training.launch.interface import PROGRESS_ANNOTATION, RUN_LABEL
+from components.training.launch.kube import ApiError, Cluster
+
+JOB_KINDS = (
+    ("kubeflow.org", "v1", "pytorchjobs"),
+    ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
+)
+STEP_CONTAINER = "main"
+
+
+def connect(namespace: str | None, say: Callable[[str], None]) -> Cluster:
+    """The cluster of KUBECONFIG, with little patience: a person is waiting."""
+    cluster = Cluster.connect(namespace, say)
+    cluster.patience_s = 15.0
+    cluster.unauthorized_s = 5.0
+    return cluster
+
+
+def training_jobs(cluster: Cluster, run_id: str) -> Iterator[tuple[tuple[str, str, str], Any]]:
+    """(kind, job) of every training job that a run started."""
+    for kind in JOB_KINDS:
+        group, version, plural = kind
+        try:
+            found = cluster.find(plural, group, version, labelSelector=f"{RUN_LABEL}={run_id}")
+        except ApiError as error:
+            if error.status == 404:  # this kind of job is not installed
+                continue
+            raise
+        for job in found:
+            yield kind, job
+
+
+def delete_jobs(cluster: Cluster, run_id: str) -> list[str]:
+    """Delete the training jobs of a run; their names."""
+    names = []
+    for kind, job in list(training_jobs(cluster, run_id)):
+        names.append(str(job["metadata"]["name"]))
+        cluster.delete(*kind, names[-1])
+    return names
+
+
+def progress_line(cluster: Cluster, run_id: str) -> str | None:
+    """How far the training of a run is, from the job's annotation."""
+    for _, job in training_jobs(cluster, run_id):
+        text = (job["metadata"].get("annotations") or {}).get(PROGRESS_ANNOTATION)
+        if text:
+            return describe_progress(json.loads(text))
+    return None
+
+
+def describe_progress(record: dict[str, Any]) -> str:
+    """``training: step 3/10, loss 0.5, 70 s left`` from a progress record."""
+    line = f"training: step {record['step']}"
+    if record.get("max_steps"):
+        line += f"/{record['max_steps']}"
+    if record.get("loss") is not None:
+        line += f", loss {record['loss']:.4g}"
+    if record.get("eta_seconds") is not None:
+        line += f", {record['eta_seconds']:.0f} s left"
+    return line
+
+
+def step_log(cluster: Cluster, pods: tuple[str, ...], follow: bool, tail: int) -> Iterator[str]:
+    """Lines of a step's working container. Raises UserError when its pod is gone."""
+    for pod in reversed(pods):
+        try:
+            if follow:
+                yield from (line.partition(" ")[2] for line in _follow(cluster, pod))
+            else:
+                yield from cluster.log_lines(pod, STEP_CONTAINER, tail)
+            return
+        except ApiError as error:
+            if error.status not in (400, 404):  # a driver's pod has no such container
+                raise
+    raise UserError(
+        "The step's pod is not there any more (or has not started). KFP keeps the logs of "
+        "finished steps in the run's page when its store archives them."
+    )
+
+
+def _follow(cluster: Cluster, pod: str) -> Iterator[str]:
+    return cluster.follow_log(pod, STEP_CONTAINER, None)
