@@ -11,7 +11,6 @@ that serves old results; bumping needlessly costs one recomputation.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from components.lib.manifest import (
     load_manifest,
     parse_manifest,
 )
+from components.lib.scratch import scratch_folder
 from components.lib.store import ObjectStore
 
 
@@ -79,9 +79,7 @@ class Output:
         self.files[path] = entry
         return entry
 
-    def put_file(
-        self, path: str, source: Path, meta: Mapping[str, Any] | None = None
-    ) -> FileEntry:
+    def put_file(self, path: str, source: Path, meta: Mapping[str, Any] | None = None) -> FileEntry:
         """Upload a local file as part of the output."""
         info = self.store.put_file(source, self.uri + path, meta=meta)
         return self._record(path, info.bytes, info.sha256, meta)
@@ -128,8 +126,8 @@ def execute(
     )
     uri = f"{config.storage_root.rstrip('/')}/{spec.name}/{address}/"
     manifest_uri = uri + MANIFEST_NAME
-    if store.stat(manifest_uri) is not None:
-        manifest = parse_manifest(store.get_bytes(manifest_uri), manifest_uri)
+    manifest = _complete_output(store, manifest_uri, progress)
+    if manifest is not None:
         progress.log(f"{spec.name}: reusing {manifest_uri}")
         return StageResult(
             manifest=manifest,
@@ -138,8 +136,8 @@ def execute(
             metrics=_scalars(manifest.summary.get("metrics", {})),
         )
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=f"cosmos-{spec.name}-") as scratch:
-        output = Output(store=store, uri=uri, scratch=Path(scratch))
+    with scratch_folder(spec.name) as scratch:
+        output = Output(store=store, uri=uri, scratch=scratch)
         work(inputs, output)
     output.timing["seconds"] = time.monotonic() - started
     manifest = Manifest(
@@ -162,6 +160,23 @@ def execute(
     return StageResult(
         manifest=manifest, manifest_uri=manifest_uri, reused=False, metrics=output.metrics
     )
+
+
+def _complete_output(store: ObjectStore, uri: str, progress: Progress) -> Manifest | None:
+    """The manifest of an earlier run, unless it is missing, cut short, or lists missing files."""
+    info = store.stat(uri)
+    if info is None or info.sha256 is None:
+        return None
+    manifest = parse_manifest(store.get_bytes(uri), uri)
+    present = {info.uri: info.bytes for info in store.list(manifest.uri)}
+    for entry in manifest.files:
+        if present.get(manifest.file_uri(entry.path)) != entry.bytes:
+            progress.log(
+                f"{manifest.stage}: {manifest.file_uri(entry.path)} is missing or has another "
+                "size than its manifest says; making the output again"
+            )
+            return None
+    return manifest
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
