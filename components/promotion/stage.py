@@ -35,7 +35,7 @@ from components.promotion.gate import GateRules, Rule, Verdict, judge
 from components.promotion.version import Candidate, register
 
 SPEC = StageSpec(name="promotion", version="1", kind="promotion")
-TRIES = 8
+TRIES = 32
 
 
 class PromotionConfig(StageConfig):
@@ -45,7 +45,7 @@ class PromotionConfig(StageConfig):
     evaluation: str = manifest_input("Manifest of its evaluation.")
     model_name: str = Field(description="Name under which versions are registered.")
     models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
-    gate: GateRules = Field(GateRules(), description="The rules of the gate.")
+    gate: GateRules = Field(default=GateRules(), description="The rules of the gate.")
     force: bool = Field(
         False, description="Promote whatever the gate says. Needs a reason, which is recorded."
     )

@@ -1,0 +1,93 @@
+"""`cosmos-pipelines lineage MODEL@N`: where a model version comes from, and who used a video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from components.lib.contract import UserError
+
+if TYPE_CHECKING:
+    from components.lib.store import ObjectStore
+
+StorageRoot = Annotated[
+    str, typer.Option("--storage-root", help="Where outputs are, as s3://bucket/prefix.")
+]
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="MODEL@N, or MODEL for what is in production.")] = "",
+    video: Annotated[
+        str,
+        typer.Option(
+            "--video",
+            help="Instead: list the model versions that used this video (its uri or its sha256).",
+        ),
+    ] = "",
+    storage_root: StorageRoot = "s3://cosmos/runs",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print every source video with its hash, every stage with config and version, and the runs.
+
+    With --video it answers the reverse question, for when a video must be erased.
+    """
+    from components.lib.registry import models_root
+    from components.lib.store import ObjectStore
+
+    if bool(model) == bool(video):
+        raise UserError("Give either a model version (MODEL@N) or --video URI.")
+    store = ObjectStore.from_env()
+    root = models_root(storage_root)
+    typer.echo(
+        _users(store, root, video, as_json) if video else _origin(store, root, model, as_json)
+    )
+
+
+def _origin(store: ObjectStore, root: str, model: str, as_json: bool) -> str:
+    from components.lib.lineage import LINEAGE_NAME, parse_lineage
+    from components.lib.registry import Registry, parse_model
+
+    name, number = parse_model(model)
+    registry = Registry(store, root, name)
+    if number is None:
+        head = registry.production()
+        if head is None:
+            raise UserError(f"Nothing of {name} is in production. Name a version: {name}@N.")
+        number = head.version
+    manifest = registry.load(number)
+    entry = manifest.entry(LINEAGE_NAME)
+    uri = manifest.file_uri(LINEAGE_NAME)
+    held = parse_lineage(store.get_bytes(uri, sha256=entry.sha256), uri)
+    if as_json:
+        return held.model_dump_json(indent=1)
+    lines = [f"{name}@{number}", "", "stages, in the order they ran:"]
+    for step in held.steps:
+        via = f"  (via {step.via})" if step.via else ""
+        lines.append(f"  {step.stage} version {step.stage_version}{via}")
+        lines.append(f"    {step.uri}")
+        lines += [f"    {key} = {value}" for key, value in sorted(step.config.items())]
+    lines += ["", f"{len(held.videos)} source videos:"]
+    for item in held.videos:
+        via = f"  via {item.via}" if item.via else ""
+        lines.append(f"  {item.sha256}  {item.split:<10}  {item.uri}{via}")
+    lines += [f"  no longer in the store: {uri}" for uri in held.missing]
+    return "\n".join(lines)
+
+
+def _users(store: ObjectStore, root: str, video: str, as_json: bool) -> str:
+    import json
+
+    from components.lib.lineage import models_that_used
+
+    found = models_that_used(store, root, video)
+    if as_json:
+        return json.dumps(
+            [{"model": name, **item.model_dump(mode="json")} for name, item in found], indent=1
+        )
+    if not found:
+        return f"No model version under {root} used {video}."
+    return "\n".join(
+        f"{name}  {item.split:<10}  {item.uri}" + (f"  via {item.via}" if item.via else "")
+        for name, item in found
+    )
