@@ -1,0 +1,181 @@
+"""Small models and data sets in local folders, and ranks to train them on."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
+from components.lib.shards.latents import ClipInfo, latent_parts, prompt_digest
+
+SMALL = DIT_PRESETS["tiny"].model_copy(
+    update={
+        "layers": 2,
+        "hidden": 80,
+        "ffn": 160,
+        "text_dim": 32,
+        "adaln_rank": 8,
+        "max_frames": 8,
+        "max_height": 16,
+        "max_width": 16,
+    }
+)
+# 27 tokens, which neither 2 nor 4 divides.
+LATENT = (16, 3, 6, 6)
+PROMPTS = ("a road", "a field", "rain")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def small_dit() -> DiTConfig:
+    """Geometry of the small DiT."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def latent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tars of small latents: 3 training shards of unequal size, 1 held-out shard."""
+    folder = tmp_path_factory.mktemp("latents")
+    generator = torch.Generator().manual_seed(1)
+    sizes = {"train-0.tar": 5, "train-1.tar": 2, "train-2.tar": 4, "validation-0.tar": 3}
+    for shard, (name, count) in enumerate(sizes.items()):
+        with tarfile.open(folder / name, "w") as archive:
+            for number in range(count):
+                latent = torch.randn(LATENT, generator=generator).bfloat16()
+                prompt = PROMPTS[(shard + number) % len(PROMPTS)]
+                info = ClipInfo(
+                    video=name,
+                    video_sha256="0" * 64,
+                    prompt=prompt,
+                    prompt_sha256=prompt_digest(prompt),
+                    start=0,
+                    start_frame=0,
+                    num_frames=17,
+                    fps=24.0,
+                    source_fps=24.0,
+                    height=48,
+                    width=48,
+                    clip_height=48,
+                    clip_width=48,
+                    resize="crop",
+                )
+                for extension, data in latent_parts(latent, info).items():
+                    member = tarfile.TarInfo(f"{number:06d}.{extension}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings of the prompts of `latent_folder`."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("prompts")
+    (folder / "prompts").mkdir()
+    generator = torch.Generator().manual_seed(2)
+    for length, prompt in enumerate(PROMPTS, start=3):
+        rows = torch.randn(16, SMALL.text_dim, generator=generator).bfloat16()
+        rows[length:] = 0
+        path = folder / "prompts" / f"{prompt_digest(prompt)}.safetensors"
+        save_file({"embedding": rows, "length": torch.tensor(length)}, str(path))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small DiT, every weight of it random (zeros would hide a missing gradient)."""
+    from components.lib.cosmos.dit import DiT
+    from components.lib.cosmos.model_folder import save_model_folder
+
+    model = DiT(SMALL, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    folder = tmp_path_factory.mktemp("dit")
+    return save_model_folder(folder, "dit", "small", SMALL, model.state_dict())
+
+
+@pytest.fixture(scope="session")
+def diffusion_arguments(latent_folder: Path, prompt_folder: Path, dit_folder: Path) -> list[str]:
+    """A short training of the small DiT with a global batch of four samples."""
+    return [
+        *("--factory", "tiny_diffusion"),
+        f"data.path={latent_folder}",
+        f"data.prompts={prompt_folder}",
+        f"resume.restore_config.path={dit_folder}",
+        "data.global_batch_size=4",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=4",
+        "trainer.limit_val_batches=1",
+        "optim.config.lr=1e-3",
+        "optim.lr_scheduler.name=constant",
+        "optim.lr_scheduler.warmup_steps=0",
+        "log.ckpt.every_n_train_steps=0",
+        "log.tensorboard=false",
+    ]
+
+
+Scenario = dict[str, Any]
+
+
+def run_scenarios(folder: Path, scenarios: list[Scenario], timeout: float = 300) -> None:
+    """Train every scenario; each leaves its files in its folder."""
+    for scenario in scenarios:
+        scenario["port"] = free_port()
+        if not scenario.get("copy_of"):
+            Path(scenario["folder"]).mkdir(parents=True, exist_ok=True)
+    path = folder / "scenarios.json"
+    path.write_text(json.dumps(scenarios))
+    world = max(scenario["world"] for scenario in scenarios)
+    script = str(Path(__file__).with_name("ranks.py"))
+    logs = [(folder / f"rank-{rank}.log").open("w") for rank in range(world)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(path), str(rank)], stdout=log, stderr=subprocess.STDOUT
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        codes = [rank.wait(timeout) for rank in ranks]
+    finally:
+        for rank, log in zip(ranks, logs, strict=True):
+            rank.kill()
+            log.close()
+    if any(codes):
+        texts = [(folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(world)]
+        pytest.fail("\n---\n".join(texts))
+
+
+@pytest.fixture(scope="session")
+def trainings() -> Callable[[Path, list[Scenario]], None]:
+    """`run_scenarios`."""
+    return run_scenarios
+
+
+def metrics_of(folder: Path, split: str = "train") -> list[dict[str, float]]:
+    """The lines of a run's metrics."""
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [record for line in lines if (record := json.loads(line))["split"] == split]
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[..., list[dict[str, float]]]:
+    """`metrics_of`."""
+    return metrics_of

@@ -1,0 +1,202 @@
+"""Every parallel layout trains alike, and like an independent loop over diffusers' model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from components.lib.cosmos.dit_config import DiTConfig
+
+pytestmark = pytest.mark.layouts
+
+TP = "trainer.strategy.tensor_model_parallel_size="
+SP = "trainer.strategy.sequence_parallel=true"
+HSDP = "trainer.strategy.data_parallel_replicas=2"
+LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "1": (1, []),
+    "1, batch of 4": (1, ["data.micro_batch_size=4"]),
+    "1, full recompute": (1, ["trainer.recompute=full"]),
+    "1, selective recompute": (1, ["trainer.recompute=selective"]),
+    "DP2": (2, []),
+    "HSDP 2x2": (4, [HSDP]),
+    "TP2": (2, [TP + "2"]),
+    "TP2 SP": (2, [TP + "2", SP]),
+    "TP2 SP, full recompute": (2, [TP + "2", SP, "trainer.recompute=full"]),
+    "TP2 x DP2": (4, [TP + "2"]),
+    "TP2 SP x DP2": (4, [TP + "2", SP]),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    trainings: Callable[..., None],
+    diffusion_arguments: list[str],
+) -> dict[str, Path]:
+    """Folder of each layout's run; also a run saved at TP2 x DP2 and continued elsewhere."""
+    root = tmp_path_factory.mktemp("layouts")
+    folders = {name: root / f"layout-{number}" for number, name in enumerate(LAYOUTS)}
+    scenarios = [
+        {"world": world, "folder": str(folders[name]), "arguments": diffusion_arguments + extra}
+        for name, (world, extra) in LAYOUTS.items()
+    ]
+    saved = root / "saved"
+    cut = [*diffusion_arguments, "trainer.max_steps=2"]
+    scenarios.append({"world": 4, "folder": str(saved), "arguments": [*cut, TP + "2"]})
+    for name, world, extra in (("on 1", 1, []), ("on DP2", 2, []), ("on TP4", 4, [TP + "4"])):
+        folders[name] = root / name.replace(" ", "-")
+        scenarios.append(
+            {
+                "world": world,
+                "folder": str(folders[name]),
+                "copy_of": str(saved),
+                "arguments": diffusion_arguments + extra,
+            }
+        )
+    trainings(root, scenarios)
+    return folders
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
+def test_losses_and_gradient_norms_equal_one_process(
+    layout: str, runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]]
+) -> None:
+    expected, found = metrics(runs["1"]), metrics(runs[layout])
+    assert len(found) == 4
+    for name in ("loss", "grad_norm"):
+        assert [step[name] for step in found] == pytest.approx(
+            [step[name] for step in expected], rel=1e-5
+        )
+    held_out = metrics(runs["1"], "validation")[-1]["loss"]
+    assert metrics(runs[layout], "validation")[-1]["loss"] == pytest.approx(held_out, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["TP2 SP x DP2", "HSDP 2x2"])
+def test_exported_weights_equal_one_process(layout: str, runs: dict[str, Path]) -> None:
+    from components.lib.cosmos.model_folder import load_state_dict
+
+    expected = load_state_dict(runs["1"] / "run" / "model")
+    found = load_state_dict(runs[layout] / "run" / "model")
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("resumed", ["on 1", "on DP2", "on TP4"])
+def test_a_checkpoint_of_tp2_x_dp2_continues_in_another_layout(
+    resumed: str, runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]]
+) -> None:
+    expected, found = metrics(runs["1"]), metrics(runs[resumed])
+    assert [step["step"] for step in found] == [1, 2, 3, 4]
+    for name in ("loss", "grad_norm", "lr"):
+        assert [step[name] for step in found] == pytest.approx(
+            [step[name] for step in expected], rel=1e-5
+        )
+
+
+def test_losses_equal_a_plain_loop_over_diffusers(
+    runs: dict[str, Path],
+    metrics: Callable[..., list[dict[str, float]]],
+    dit_folder: Path,
+    latent_folder: Path,
+    prompt_folder: Path,
+    small_dit: DiTConfig,
+) -> None:
+    """The oracle: diffusers' network, the published formulas, torch's AdamW and clipping."""
+    model = diffusers_model(small_dit, dit_folder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    sigma_data, losses, norms = 0.5, [], []
+    for step in range(4):
+        optimizer.zero_grad()
+        total = 0.0
+        for sample in samples_of_step(step, latent_folder, prompt_folder):
+            clean, sigma = sigma_data * sample.latent.float(), sample.sigma
+            x = clean + sigma * sample.noise
+            scale = (sigma**2 + sigma_data**2) ** -0.5
+            raw = model(
+                (scale * x)[None],
+                (0.25 * sigma.log())[None],
+                sample.text.float()[None],
+                fps=24,
+                padding_mask=torch.zeros(1, 1, 48, 48),
+            ).sample[0]
+            denoised = sigma_data**2 * scale**2 * x + sigma * sigma_data * scale * raw
+            weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+            loss = (weight * (clean - denoised) ** 2).mean() / 4
+            loss.backward()
+            total += loss.item()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        optimizer.step()
+        losses.append(total)
+    found = metrics(runs["1"])
+    assert [step["loss"] for step in found] == pytest.approx(losses, rel=1e-5)
+    assert [step["grad_norm"] for step in found] == pytest.approx(norms, rel=1e-5)
+
+
+def samples_of_step(step: int, latents: Path, prompts: Path) -> list[SimpleNamespace]:
+    """The four samples of an optimizer step with their draws, read by the tar in order."""
+    from components.lib.shards.latents import parse_latent
+    from components.lib.train.cache import TarIndex
+    from components.lib.train.config import DiffusionModel
+    from components.lib.train.draws import SampleDraws
+    from components.lib.train.order import SampleOrder
+    from components.lib.train.prompts import PromptSource
+
+    tars = [TarIndex(path) for path in sorted(latents.glob("train-*.tar"))]
+    order = SampleOrder([len(tar.samples) for tar in tars], seed=1234, window=8, shuffle=True)
+    found = []
+    for number in range(4 * step, 4 * step + 4):
+        shard, index = order.at(number)
+        latent, info = parse_latent(tars[shard].read(index)[1])
+        draws = SampleDraws(number, 1, DiffusionModel(), latent.shape)
+        assert info.prompt_sha256 is not None
+        text = PromptSource(None, prompts, None).embedding(info.prompt_sha256)
+        found.append(
+            SimpleNamespace(
+                latent=latent,
+                text=text * draws.keep_text,
+                sigma=draws.sigma,
+                noise=draws.noise,
+            )
+        )
+    return found
+
+
+def diffusers_model(config: DiTConfig, folder: Path) -> torch.nn.Module:
+    """diffusers' transformer with the folder's weights."""
+    import diffusers.models.transformers.transformer_cosmos as cosmos
+
+    from components.lib.cosmos.formats.names import dit_to_diffusers
+    from components.lib.cosmos.model_folder import load_state_dict
+
+    # Its one use of torchvision, a nearest resize of the padding mask.
+    cosmos.transforms = SimpleNamespace(
+        functional=SimpleNamespace(
+            resize=lambda mask, size, interpolation: torch.nn.functional.interpolate(mask, size)
+        ),
+        InterpolationMode=SimpleNamespace(NEAREST="nearest"),
+    )
+    model = cosmos.CosmosTransformer3DModel(
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=config.heads,
+        attention_head_dim=config.head_dim,
+        num_layers=config.layers,
+        mlp_ratio=config.ffn / config.hidden,
+        text_embed_dim=config.text_dim,
+        adaln_lora_dim=config.adaln_rank,
+        max_size=(config.max_frames, config.max_height, config.max_width),
+        rope_scale=config.rope_ratio,
+    )
+    weights = {
+        renamed: value
+        for name, value in load_state_dict(folder).items()
+        if (renamed := dit_to_diffusers(name)) is not None
+    }
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected and not [name for name in missing if "pos_embed" not in name]
+    return model
