@@ -50,7 +50,7 @@ class LatentEncodingConfig(StageConfig):
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="Arithmetic of the encoder; 'auto' is bfloat16 on a GPU and float32 on a CPU. "
+        description="Arithmetic of the encoder; 'auto' is bfloat16 where the device has it. "
         "Latents are stored as bfloat16 always.",
     )
     shard_mb: int = Field(512, description="Size of a shard at most, in MB.", ge=1)

@@ -160,7 +160,7 @@ class DecodePool:
     def __init__(self, workers: int, ring_bytes: int, timeout_s: float, threads: int = 1) -> None:
         self.count, self.ring_bytes = workers, ring_bytes
         self.timeout_s, self.threads = timeout_s, threads
-        self.workers: list[_Worker] = []
+        self.workers = [_Worker(ring_bytes, threads) for _ in range(workers)]
         self.restarts = 0
         self.wait_s = 0.0
 

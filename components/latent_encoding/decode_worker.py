@@ -31,6 +31,8 @@ from components.lib.video.frames import iter_frames
 
 PR_SET_PDEATHSIG = 1
 TICK_S = 1.0
+# Decoding runs ahead as far as its ring allows; the encoder, which all else waits for, goes first.
+NICE = 5
 
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -112,6 +114,7 @@ def die_with_parent() -> None:
 def main() -> None:
     """Serve runs until the parent goes away. Arguments: socket and ring descriptors, ring bytes."""
     die_with_parent()
+    os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     socket, ring, size = (int(value) for value in sys.argv[1:4])
     connection = Connection(socket)

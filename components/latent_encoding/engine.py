@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.latent_encoding.decode import DecodedClip, DecodePool, RunEnded, RunRequest
+from components.latent_encoding.decode_worker import Frame
 from components.latent_encoding.encode import LatentEncoder
 from components.latent_encoding.plan import Clip, DecodeRun, ShardPlan, batches
-from components.latent_encoding.shard import Failure, Layout, OpenShard, finished_files
-from components.latent_encoding.sheet import preview_path, preview_png
+from components.latent_encoding.shard import Failure, Layout, OpenShard
+from components.latent_encoding.sheet import pick_frames, preview_path, preview_png
 from components.lib.contract import Task, UserError
 from components.lib.stage import Output
 from components.lib.store import ObjectStore
@@ -143,25 +144,18 @@ def make_shards(
     embeddings: dict[str, torch.Tensor],
     task: Task,
 ) -> Counts:
-    """Make every shard that the output does not hold yet, and return what that took.
+    """Make these shards, none of which is finished, and return what that took.
 
     ``records`` maps sha256 to record; ``embeddings`` maps a prompt's digest to its embedding (for
     the guide's layout). ``task`` is advanced by one for each sample settled.
     """
     begun = time.monotonic()
-    todo = []
-    for shard in shards:
-        if finished_files(shard, output) is None:
-            todo.append(shard)
-        else:
-            task.advance(len(shard.clips))
     counts = Counts()
-    if todo:
-        engine = _Engine(records, model, settings, output, embeddings, task, counts)
-        try:
-            engine.run(todo)
-        finally:
-            engine.close()
+    engine = _Engine(records, model, settings, output, embeddings, task, counts)
+    try:
+        engine.run(shards)
+    finally:
+        engine.close()
     counts.seconds_total = time.monotonic() - begun
     return counts
 
@@ -178,8 +172,8 @@ class _Engine:
         counts: Counts,
     ) -> None:
         self.records, self.settings, self.output = records, settings, output
+        self.model = model
         self.embeddings, self.task, self.counts = embeddings, task, counts
-        self.encoder = LatentEncoder(model, settings.device, settings.dtype)
         self.fetcher = Fetcher(output.store, output.scratch / "videos", settings.downloads, counts)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self.writes: list[Future[None]] = []
@@ -198,7 +192,11 @@ class _Engine:
         workers = self.settings.decode_workers or default_workers()
         threads = max(1, (os.cpu_count() or 1) // workers)
         timeout_s = self.settings.decode_timeout_s
-        with DecodePool(workers, ring_bytes(shards), timeout_s, threads) as pool:
+        runs = sum(len(shard.runs) for shard in shards)
+        with DecodePool(min(workers, runs), ring_bytes(shards), timeout_s, threads) as pool:
+            # The decoders come up while the network is being read.
+            settings = self.settings
+            self.encoder = LatentEncoder(self.model, settings.device, settings.dtype)
             for event in pool.run(self._requests(shards)):
                 if isinstance(event, DecodedClip):
                     self._take_clip(event)
@@ -318,12 +316,11 @@ class _Engine:
             self._write(shard.finish, self.settings.layout, self.embeddings)
 
     def _save_preview(self, clip: Clip, event: DecodedClip) -> None:
-        path = preview_path(clip.key)
-        self._write(self._put_preview, path, preview_png(event.pieces))
+        self._write(self._put_preview, preview_path(clip.key), pick_frames(event.pieces))
 
-    def _put_preview(self, path: str, data: bytes) -> None:
+    def _put_preview(self, path: str, frames: list[Frame]) -> None:
         if self.output.finished(path) is None:
-            self.output.put_bytes(path, data)
+            self.output.put_bytes(path, preview_png(frames))
 
     def _write(self, function: object, *arguments: object) -> None:
         """Hand work to the writer, which does things in the order given."""

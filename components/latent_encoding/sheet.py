@@ -25,14 +25,19 @@ def preview_path(key: str) -> str:
     return f"previews/{key}.png"
 
 
-def preview_png(pieces: Sequence[Frame]) -> bytes:
-    """First, middle and last frame of a clip side by side, as PNG."""
+def pick_frames(pieces: Sequence[Frame]) -> list[Frame]:
+    """Copies of the first, middle and last frame of a clip given as consecutive pieces."""
+    length = sum(len(piece) for piece in pieces)
+    return [_frame(pieces, position) for position in (0, (length - 1) // 2, length - 1)]
+
+
+def preview_png(frames: Sequence[Frame]) -> bytes:
+    """Frames [H, W, 3] side by side, `THUMB_HEIGHT` high, as PNG."""
     from PIL import Image
 
-    length = sum(len(piece) for piece in pieces)
     thumbs = []
-    for position in (0, (length - 1) // 2, length - 1):
-        picture = Image.fromarray(_frame(pieces, position))
+    for frame in frames:
+        picture = Image.fromarray(frame)
         width = max(1, round(picture.width * THUMB_HEIGHT / picture.height))
         thumbs.append(picture.resize((width, THUMB_HEIGHT), Image.Resampling.BOX))
     strip = Image.new("RGB", (sum(t.width for t in thumbs), THUMB_HEIGHT))
@@ -79,7 +84,7 @@ def caption(info: ClipInfo, width: int) -> str:
 def _frame(pieces: Sequence[Frame], position: int) -> Frame:
     for piece in pieces:
         if position < len(piece):
-            return np.ascontiguousarray(piece[position])
+            return np.array(piece[position])
         position -= len(piece)
     raise IndexError(position)
 

@@ -8,13 +8,17 @@ divided over pods or repeated write the same bytes under the same names.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.latent_encoding.config import LatentEncodingConfig
 from components.latent_encoding.plan import Plan, PlanSettings, ShardPlan, make_plan
+from components.latent_encoding.shard import finished_files
 from components.latent_encoding.summary import describe, load_results
-from components.lib.contract import Progress, UserError
-from components.lib.manifest import Manifest, digest_json, load_manifest
+from components.lib.contract import Progress, Task, UserError
+from components.lib.device import pick_devices, pick_dtype
+from components.lib.manifest import Manifest, canonical_json, digest_json, load_manifest
 from components.lib.stage import Output, StageResult, StageSpec, execute
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord, read_records
@@ -22,30 +26,56 @@ from components.lib.video.records import VideoRecord, read_records
 if TYPE_CHECKING:
     import torch
 
-    from components.latent_encoding.engine import Counts
+    from components.latent_encoding.engine import Counts, EngineSettings
 
 SPEC = StageSpec(name="latent_encoding", version="1", kind="latent-dataset")
 CONFIG = LatentEncodingConfig
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before any video is opened."""
+
+    inputs: dict[str, Manifest]
+    records: dict[str, VideoRecord]
+    plan: Plan
+    embeddings: dict[str, torch.Tensor]
+
+
 def run(config: LatentEncodingConfig, store: ObjectStore, progress: Progress) -> StageResult:
-    """Make the latent data set, or with ``part_index`` a part of its shards."""
+    """Make the latent data set, or with ``part_index`` a part of its shards.
+
+    Parts put their shards where the undivided run looks for them, so that the run without a part
+    that follows finds its work done and only writes the manifest.
+    """
     if config.part_index is None:
-        return execute(
-            SPEC, config, store, progress, lambda i, o: _work(config, store, i, o, o, progress)
-        )
-    whole = _whole_address(config, store)
-    part = f"{config.part_index}-of-{config.part_count}"
 
-    def work(inputs: dict[str, Manifest], own: Output) -> None:
-        uri = f"{config.storage_root.rstrip('/')}/{SPEC.name}/{whole}/"
-        _work(config, store, inputs, Output(store, uri, own.scratch), own, progress)
+        def whole(_: dict[str, Manifest], output: Output) -> None:
+            prepared = prepare(config, store)
+            make(config, prepared, prepared.plan.shards, output, output, progress)
+            describe(config, prepared.plan, load_results(prepared.plan, output), output)
 
-    return execute(SPEC, config, store, progress, work, address=f"{whole}-part-{part}")
+        return execute(SPEC, config, store, progress, whole)
+
+    address = whole_address(config, store)
+    index, count = config.part_index, config.part_count
+
+    def part(_: dict[str, Manifest], own: Output) -> None:
+        uri = f"{config.storage_root.rstrip('/')}/{SPEC.name}/{address}/"
+        prepared = prepare(config, store)
+        mine = prepared.plan.shards[index::count]
+        make(config, prepared, mine, Output(store, uri, own.scratch), own, progress)
+        names = [shard.name for shard in mine]
+        own.put_bytes("part.json", canonical_json({"shards": names, "of": uri}))
+        own.summary.update({"part": index, "parts": count, "shards": names})
+
+    return execute(
+        SPEC, config, store, progress, part, address=f"{address}-part-{index}-of-{count}"
+    )
 
 
-def _whole_address(config: LatentEncodingConfig, store: ObjectStore) -> str:
-    """The address that `execute` gives the undivided run: parts put their shards there."""
+def whole_address(config: LatentEncodingConfig, store: ObjectStore) -> str:
+    """The address that `execute` gives the undivided run."""
     inputs = {
         name: load_manifest(ref, store).content for name, ref in config.manifest_refs().items()
     }
@@ -59,36 +89,87 @@ def _whole_address(config: LatentEncodingConfig, store: ObjectStore) -> str:
     )
 
 
-def _work(
-    config: LatentEncodingConfig,
-    store: ObjectStore,
-    inputs: dict[str, Manifest],
-    shared: Output,
-    own: Output,
-    progress: Progress,
-) -> None:
-    """Fill ``shared`` with shards; describe it in ``own`` (the same one for an undivided run)."""
-    records = {r.sha256: r for r in read_records(inputs["videos"], store) if r.status == "ok"}
+def prepare(config: LatentEncodingConfig, store: ObjectStore) -> Prepared:
+    """Read the inputs and plan. Raises UserError when there is nothing to encode."""
+    inputs = {name: load_manifest(ref, store) for name, ref in config.manifest_refs().items()}
+    videos = inputs["videos"]
+    records = [record for record in read_records(videos, store) if record.status == "ok"]
     if not records:
-        raise UserError(f"{inputs['videos'].uri} lists no usable video.")
-    plan = make_plan(records.values(), plan_settings(config, inputs["checkpoint"], store))
+        raise UserError(
+            f"{videos.uri} lists no usable video, so there is nothing to encode. Its "
+            "quarantine.jsonl says why."
+        )
+    plan = make_plan(records, plan_settings(config, inputs["checkpoint"], store))
     if not plan.shards:
         reasons = "; ".join(f"{video.uri}: {video.reason}" for video in plan.skipped[:3])
         raise UserError(
             f"None of the {plan.videos} videos is long enough for a clip ({reasons}). "
-            "Lower 'frames', or set length_buckets."
+            "Lower 'frames', or set 'length_buckets'."
         )
-    clips = sum(len(shard.clips) for shard in plan.shards)
-    progress.log(f"latent_encoding: {clips} clips of {plan.videos} videos")
-    embeddings = load_embeddings(config, inputs, plan, store)
-    mine = part_of(plan.shards, config.part_index, config.part_count)
-    counts = encode_all(config, inputs["checkpoint"], mine, records, shared, embeddings, progress)
+    by_content = {record.sha256: record for record in records}
+    return Prepared(inputs, by_content, plan, load_embeddings(config, inputs, plan, store))
+
+
+def make(
+    config: LatentEncodingConfig,
+    prepared: Prepared,
+    shards: Sequence[ShardPlan],
+    output: Output,
+    own: Output,
+    progress: Progress,
+) -> None:
+    """Make the shards that ``output`` does not hold yet; say in ``own`` what that took."""
+    clips = sum(len(shard.clips) for shard in shards)
+    progress.log(f"latent_encoding: {clips} clips in {len(shards)} shards")
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda shard: finished_files(shard, output) is not None, shards))
+    todo = [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
+    counts: list[Counts] = []
+    if todo:
+        clips = sum(len(shard.clips) for shard in todo)
+        with progress.task("Encoding clips", total=clips, unit="clips") as task:
+            counts = _encode(config, prepared, todo, output, task)
     report_counts(own, counts)
-    if config.part_index is not None:
-        own.summary.update({"part": config.part_index, "shards": [s.name for s in mine]})
-        own.put_bytes("part.json", digest_json([s.name for s in mine]).encode())
-        return
-    describe(config, plan, load_results(plan, shared), shared)
+
+
+def _encode(
+    config: LatentEncodingConfig,
+    prepared: Prepared,
+    shards: Sequence[ShardPlan],
+    output: Output,
+    task: Task,
+) -> list[Counts]:
+    from components.latent_encoding.devices import run_on_devices
+    from components.latent_encoding.engine import make_shards
+    from components.lib.cosmos.model_folder import download_model
+
+    model = download_model(
+        prepared.inputs["checkpoint"], output.store, output.scratch / "tokenizer"
+    )
+    devices = pick_devices(config.device)[: len(shards)]
+    if len(devices) > 1:
+        names = [shard.name for shard in shards]
+        return run_on_devices(config, devices, names, output, model, task)
+    settings = engine_settings(config, devices[0])
+    records, embeddings = prepared.records, prepared.embeddings
+    return [make_shards(shards, records, model, settings, output, embeddings, task)]
+
+
+def engine_settings(config: LatentEncodingConfig, device: str) -> EngineSettings:
+    """How to make shards on one device."""
+    from components.latent_encoding.engine import EngineSettings
+
+    return EngineSettings(
+        device=device,
+        dtype=pick_dtype(config.dtype, device),
+        layout=config.layout,
+        converted_fps=config.fps,
+        batch_clips=config.batch_clips,
+        decode_workers=config.decode_workers,
+        decode_timeout_s=config.decode_timeout_s,
+        downloads=config.downloads,
+        save_every_s=config.save_every_s,
+    )
 
 
 def plan_settings(
@@ -133,11 +214,6 @@ def tokenizer_config(checkpoint: Manifest, store: ObjectStore) -> dict[str, Any]
     return TokenizerConfig.model_validate(data["config"]).model_dump()
 
 
-def part_of(shards: Sequence[ShardPlan], index: int | None, count: int) -> list[ShardPlan]:
-    """The shards of one part: every ``count``-th; all of them without an index."""
-    return list(shards) if index is None else list(shards[index::count])
-
-
 def load_embeddings(
     config: LatentEncodingConfig, inputs: dict[str, Manifest], plan: Plan, store: ObjectStore
 ) -> dict[str, torch.Tensor]:
@@ -162,58 +238,6 @@ def load_embeddings(
             data = store.get_bytes(manifest.file_uri(entry.path), sha256=entry.sha256)
             embeddings[digest] = load(data)["embedding"]
     return embeddings
-
-
-def encode_all(
-    config: LatentEncodingConfig,
-    checkpoint: Manifest,
-    shards: list[ShardPlan],
-    records: dict[str, VideoRecord],
-    output: Output,
-    embeddings: dict[str, torch.Tensor],
-    progress: Progress,
-) -> list[Counts]:
-    """Make the shards on every device. Returns what each device did."""
-    from components.latent_encoding.engine import EngineSettings, make_shards
-    from components.latent_encoding.shard import finished_files
-    from components.lib.cosmos.model_folder import download_model
-
-    if all(finished_files(shard, output) is not None for shard in shards):
-        return []
-    model = download_model(checkpoint, output.store, output.scratch / "tokenizer")
-    (device,) = pick_devices(config.device)[:1]
-    settings = EngineSettings(
-        device=device,
-        dtype=pick_dtype(config.dtype, device),
-        layout=config.layout,
-        converted_fps=config.fps,
-        batch_clips=config.batch_clips,
-        decode_workers=config.decode_workers,
-        decode_timeout_s=config.decode_timeout_s,
-        downloads=config.downloads,
-        save_every_s=config.save_every_s,
-    )
-    total = sum(len(shard.clips) for shard in shards)
-    with progress.task("Encoding clips", total=total, unit="clips") as task:
-        return [make_shards(shards, records, model, settings, output, embeddings, task)]
-
-
-def pick_devices(names: str) -> list[str]:
-    """The devices to use: a list by name, or for ``auto`` every GPU, else the CPU."""
-    import torch
-
-    if names != "auto":
-        return [name.strip() for name in names.split(",") if name.strip()]
-    if not torch.cuda.is_available():
-        return ["cpu"]
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-
-
-def pick_dtype(name: str, device: str) -> str:
-    """The dtype to compute in for ``auto``: bfloat16 on a GPU, float32 on a CPU."""
-    if name != "auto":
-        return name
-    return "float32" if device == "cpu" else "bfloat16"
 
 
 def report_counts(output: Output, counts: Sequence[Counts]) -> None:

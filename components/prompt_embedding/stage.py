@@ -34,7 +34,7 @@ class PromptEmbeddingConfig(StageConfig):
     checkpoint: str = manifest_input("T5 checkpoint manifest of checkpoint_fetch.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="Arithmetic of the encoder; 'auto' is bfloat16 on a GPU and float32 on a CPU. "
+        description="Arithmetic of the encoder; 'auto' is bfloat16 where the device has it. "
         "Embeddings are stored as bfloat16 always.",
     )
     empty_prompt: bool = Field(
@@ -181,11 +181,12 @@ def _encode_missing(
 ) -> None:
     from components.lib.cosmos.model_folder import download_model
     from components.lib.cosmos.text import TextEncoder, plan_batches, truncate
+    from components.lib.device import pick_devices, pick_dtype
 
     started = time.monotonic()
     folder = download_model(checkpoint, output.store, output.scratch / "t5")
     fetched = time.monotonic()
-    device = pick_device(config.device)
+    device = pick_devices(config.device)[0]
     encoder = TextEncoder(folder, device, pick_dtype(config.dtype, device))
     loaded = time.monotonic()
     tokens = encoder.tokenize(prompts)
@@ -225,22 +226,6 @@ def _settle(uploads: list[Future[FileEntry]], keep: int) -> list[Future[FileEntr
     while len(uploads) > keep:
         uploads.pop(0).result()
     return uploads
-
-
-def pick_device(name: str) -> str:
-    """The device to use for ``auto``: the first GPU when there is one."""
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
-def pick_dtype(name: str, device: str) -> str:
-    """The dtype to compute in for ``auto``: bfloat16 on a GPU, float32 on a CPU."""
-    if name != "auto":
-        return name
-    return "float32" if device == "cpu" else "bfloat16"
 
 
 def pack(rows: torch.Tensor) -> bytes:

@@ -110,6 +110,7 @@ def make_config(storage_root: str, checkpoint: str) -> Callable[..., LatentEncod
             "height": 64,
             "width": 96,
             "chunks_per_video": 4,
+            "dtype": "float32",
             "device": "cpu",
             "decode_workers": 1,
         }
