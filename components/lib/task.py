@@ -10,13 +10,14 @@ whose death ends this one, so that a killed run leaves nothing working behind it
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import importlib
 import json
 import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from components.lib.store import ObjectStore
 ERROR_FILE_VARIABLE = "COSMOS_ERROR_FILE"
 JOURNAL_VARIABLE = "COSMOS_RUN_JOURNAL"
 PARENT_VARIABLE = "COSMOS_PARENT_PID"
-_PR_SET_PDEATHSIG = 1
+_WATCH_S = 0.5
 log = logging.getLogger("cosmos")
 
 
@@ -59,7 +60,7 @@ def run_task(
     ``report.html``. Exits with status 1 after a `UserError`.
     """
     configure_logging()
-    _die_with_parent()
+    _end_with_runner()
     try:
         _run(stage, dict(parameters), output, dict(inputs or {}), metrics, html, overrides)
     except UserError as error:
@@ -120,14 +121,26 @@ def _journal(stage: str, result: StageResult, seconds: float, *, report: bool) -
             stream.write(json.dumps(record) + "\n")
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies (kfp.local never would)."""
-    parent = os.environ.get(PARENT_VARIABLE)
-    if parent is None or sys.platform != "linux":
+def _end_with_runner() -> None:
+    """End this process and its children when the local runner's process is gone.
+
+    The runner starts stages through a shell, so the kernel's parent-death signal would watch the
+    wrong process.
+    """
+    runner = os.environ.get(PARENT_VARIABLE)
+    if runner is None:
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it died before the request was made
-        sys.exit(1)
+    import psutil
+
+    def watch() -> None:
+        while psutil.pid_exists(int(runner)):
+            time.sleep(_WATCH_S)
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="runner-watch").start()
 
 
 def write_artifact(path: str, data: bytes) -> None:
