@@ -1,0 +1,166 @@
+"""Killed, terminated and moved trainings end exactly as the undisturbed one, on a real store.
+
+The short form interrupts a run once in each way. COSMOS_RESUME_CAMPAIGN=20 makes it twenty
+interruptions at random steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from components.lib.store import ObjectStore
+
+pytestmark = pytest.mark.resume
+STEPS = 24
+CAMPAIGN = int(os.environ.get("COSMOS_RESUME_CAMPAIGN", "3"))
+
+
+class Run:
+    """A training of two ranks that writes to ``uri``; each start may be on a "new machine"."""
+
+    def __init__(self, arguments: list[str], env: dict[str, str], folder: Path, uri: str) -> None:
+        self.arguments, self.env, self.folder, self.uri = arguments, env, folder, uri
+        self.log = folder / "machine"
+        self.output = folder / "output.txt"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self.output.open("ab") as output:
+            return subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                    *("--nproc-per-node=2", "--shutdown-timeout=60"),
+                    *("-m", "components.lib.train", "--yes", *self.arguments),
+                    *(f"log.log_dir={self.log}", f"log.store_uri={self.uri}"),
+                ],
+                env=self.env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def reached(self) -> int:
+        """The last step in this machine's metrics."""
+        path = self.log / "logs" / "metrics.jsonl"
+        if not path.is_file():
+            return 0
+        lines = [line for line in path.read_text().splitlines() if '"train"' in line]
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    def finish(self) -> None:
+        assert self.start().wait(180) == 0, self.output.read_text()[-3000:]
+
+    def interrupt(self, how: str, step: int) -> None:
+        """Start, and stop in this way once ``step`` is reached."""
+        process = self.start()
+        limit = time.monotonic() + 120
+        while self.reached() < step and process.poll() is None:
+            assert time.monotonic() < limit, self.output.read_text()[-3000:]
+            time.sleep(0.01)
+        if process.poll() is not None:
+            assert process.returncode == 0, self.output.read_text()[-3000:]
+            return
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        if how == "kill a rank":
+            random.choice(ranks).kill()
+        elif how == "terminate":
+            process.send_signal(signal.SIGTERM)
+        else:
+            process.kill()
+            for rank in ranks:
+                if rank.is_running():
+                    rank.kill()
+        process.wait(120)
+        psutil.wait_procs(ranks, timeout=60)
+        if how == "lose the machine":
+            shutil.rmtree(self.log)
+
+
+@pytest.fixture
+def make_run(
+    diffusion_arguments: list[str], store_env: dict[str, str], tmp_path: Path, storage_root: str
+) -> Iterator[object]:
+    arguments = [
+        *diffusion_arguments,
+        f"trainer.max_steps={STEPS}",
+        "trainer.val_check_interval=8",
+        "trainer.ema_decay=0.9",
+        "optim.lr_scheduler.name=cosine",
+        "log.ckpt.every_n_train_steps=3",
+        "data.global_batch_size=2",
+    ]
+    env = {**store_env, "OMP_NUM_THREADS": "1"}
+
+    def make(name: str) -> Run:
+        (tmp_path / name).mkdir()
+        return Run(arguments, env, tmp_path / name, f"{storage_root}/{name}/")
+
+    yield make
+
+
+def trace(store: ObjectStore, run: Run) -> list[tuple[object, ...]]:
+    """Everything in the metrics that is not a time."""
+    records = map(json.loads, store.get_bytes(run.uri + "metrics.jsonl").decode().splitlines())
+    names = ("step", "split", "loss", "grad_norm", "lr", "consumed_samples")
+    return [tuple(record.get(name) for name in names) for record in records]
+
+
+def weights(store: ObjectStore, run: Run, name: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
+    return load(store.get_bytes(f"{run.uri}{name}/model.safetensors"))
+
+
+def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
+    make_run, store: ObjectStore
+) -> None:
+    calm = make_run("calm")
+    calm.finish()
+    rough = make_run("rough")
+    seed = int(os.environ.get("COSMOS_RESUME_SEED", "1"))
+    random.seed(seed)
+    ways = ["kill a rank", "terminate", "lose the machine"]
+    for number in range(CAMPAIGN):
+        last = rough.reached() if rough.log.is_dir() else 0
+        rough.interrupt(ways[number % 3], min(last + random.randint(2, 6), STEPS - 1))
+    rough.finish()
+    assert trace(store, rough) == trace(store, calm), f"seed {seed}"
+    for name in ("model", "model_ema"):
+        expected, found = weights(store, calm, name), weights(store, rough, name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected), f"seed {seed}"
+    said = rough.output.read_text()
+    assert said.count("resuming from") >= min(CAMPAIGN, 3) - 1
+    if CAMPAIGN >= 2:
+        assert "stopped by SIGTERM after step" in said
+
+
+def test_sigterm_exits_with_the_documented_code(make_run, store: ObjectStore) -> None:
+    run = make_run("alone")
+    arguments = [*run.arguments, f"log.log_dir={run.log}", f"log.store_uri={run.uri}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "components.lib.train", "--yes", *arguments],
+        env=run.env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 2/" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    assert process.wait(60) == 75, rest
+    manifests = [info.uri for info in store.list(run.uri) if info.uri.endswith("manifest.json")]
+    assert len(manifests) >= 1
