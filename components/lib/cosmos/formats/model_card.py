@@ -35,8 +35,8 @@ _CANONICAL_USE = (
     'model = load_{family}(Path("{place}"))'
 )
 _LICENCE = (
-    "Models derived from NVIDIA Cosmos-1.0 are under the NVIDIA Open Model License, which asks that "
-    "its guardrails are not bypassed: "
+    "Models derived from NVIDIA Cosmos-1.0 are under the NVIDIA Open Model License, which asks "
+    "that its guardrails are not bypassed: "
     "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/"
 )
 

@@ -208,11 +208,32 @@ def _fill_adaln(
             entries[up_name] = Lazy((rows // 3, rank), make_up)
     if diagonal:
         return rank, []
+    _widen_final_layer(entries, rank)
     note = (
         f"the fused adaLN is not block-diagonal, so it was trained in NeMo; every sub-layer keeps "
         f"the whole rank {fused}, which computes the same"
     )
     return rank, [note]
+
+
+def _widen_final_layer(entries: dict[str, Lazy], rank: int) -> None:
+    """Pad the final layer's modulation with zeros to ``rank``: one setting serves all."""
+    for number, dim in ((1, 0), (2, 1)):
+        name = f"final_layer.adaLN_modulation.{number}.weight"
+        narrow = entries.get(name)
+        if narrow is None or len(narrow.shape) != 2:
+            continue
+        shape = list(narrow.shape)
+        shape[dim] = rank
+
+        def make(narrow: Lazy = narrow, shape: tuple[int, ...] = tuple(shape)) -> torch.Tensor:
+            tensor = narrow.make()
+            padded = tensor.new_zeros(shape)
+            padded[: tensor.shape[0], : tensor.shape[1]] = tensor
+            return padded
+
+        if narrow.shape[dim] < rank:
+            entries[name] = Lazy(tuple(shape), make)
 
 
 def _is_block_diagonal(matrix: torch.Tensor, fused: int) -> bool:
