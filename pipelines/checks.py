@@ -79,8 +79,8 @@ def kubernetes(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _crds(cluster: Cluster) -> Iterator[Finding]:
-    have = []
-    missing = []
+    have: list[tuple[str, str]] = []
+    missing: list[tuple[str, str]] = []
     for plural, (group, version, advice) in CRDS.items():
         try:
             answer = cluster.request("GET", f"/apis/{group}/{version}")

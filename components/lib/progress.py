@@ -24,6 +24,7 @@ class _LineTask:
         self.what, self.total, self.unit, self.every_s = what, total, unit, every_s
         self.done = 0.0
         self.started = self.last = time.monotonic()
+        self.said = -1.0  # how much was done when the last line was written
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         self.done += amount
@@ -33,6 +34,9 @@ class _LineTask:
             self.say(note)
 
     def say(self, note: str = "") -> None:
+        if self.said == self.done:
+            return
+        self.said = self.done
         elapsed = max(time.monotonic() - self.started, 1e-9)
         rate = self.done / elapsed
         text = f"{self.what}: {self.done:g}"
