@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from components.lib.contract import Progress, Task
 
@@ -90,7 +91,7 @@ class BarProgress(LineProgress):
         )
         from rich.progress import Progress as RichProgress
 
-        with open(self.terminal, "w") as stream:
+        with Path(self.terminal).open("w") as stream:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
