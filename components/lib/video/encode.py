@@ -1,6 +1,6 @@
 """Writing H.264 in MP4 from RGB frames.
 
-Files are BT.709, limited range, tagged as such, with the index in front. One encoder thread and
+Pictures are BT.709, limited range, tagged as such; files have their index in front. One encoder thread and
 no time stamps or tool versions of the machine: equal frames give equal bytes.
 """
 
@@ -49,7 +49,7 @@ def write_mp4(
 
 
 def mp4_bytes(frames: Iterable[RGB], fps: float | Fraction, **settings: Any) -> bytes:
-    """The same in memory."""
+    """The same in memory, with the index at the end."""
     buffer = io.BytesIO()
     write_mp4(buffer, frames, fps, **settings)
     return buffer.getvalue()
@@ -69,7 +69,9 @@ def _encode(
         raise ValueError(f"the frame rate must be positive, not {fps}")
     reformatter = VideoReformatter()
     count = 0
-    options = {"movflags": "+faststart", "fflags": "+bitexact"}
+    options = {"fflags": "+bitexact"}
+    if isinstance(target, str):
+        options["movflags"] = "+faststart"  # needs a second pass over a named file
     with av.open(target, "w", format="mp4", container_options=options) as container:
         stream: Any = None
         for array in frames:

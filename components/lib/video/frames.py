@@ -26,7 +26,8 @@ from components.lib.video.container import (
 from components.lib.video.index import FrameIndex, build_index
 from components.lib.video.picture import RGB, Painter, Resize
 
-_SKIP_AHEAD = 64  # fewer frames than this are decoded through rather than sought over
+_INTERLACED_ORDERS = range(2, 6)  # FFmpeg's AVFieldOrder: top or bottom field first
+_NOT_WORTH_SEEKING = 8  # frames; seeking empties the decoder's pipeline
 
 
 def iter_frames(
@@ -208,6 +209,8 @@ class FrameReader:
         self.container, self.stream, self.index, self.name = container, stream, index, name
         self.pixel_aspect = pixel_aspect(stream)
         self.frames: Iterator[Any] = decoded(container, stream, name)
+        # The deinterlacer looks at the frames before; it must have seen them after a seek too.
+        self.lead = 2 if stream.codec_context.field_order in _INTERLACED_ORDERS else 0
         self.next_number = 0
         self.last: tuple[int, RGB] | None = None
 
@@ -220,9 +223,7 @@ class FrameReader:
 
     def frame(self, number: int) -> Any:
         """The decoded frame with this number. Raises VideoError when it cannot be had whole."""
-        sought = number < self.next_number or number > self.next_number + _SKIP_AHEAD
-        if sought:
-            self._seek(number)
+        sought = number != self.next_number and self._seek(number)
         frame = self._advance_to(number)
         if frame is None and sought:
             # Not every container lands on the keyframe it was asked for; the start always works.
@@ -257,18 +258,22 @@ class FrameReader:
             return at
         return None
 
-    def _seek(self, number: int) -> None:
-        """Stand before ``number``: at the last keyframe shown no later."""
+    def _seek(self, number: int) -> bool:
+        """Stand before ``number``, at the last keyframe shown no later; False to decode on."""
         index = self.index
-        offset = 0
-        if index.seekable:
-            key = int(np.searchsorted(index.key_pts, index.pts[number], side="right")) - 1
-            ahead = int(np.searchsorted(index.pts, index.key_pts[key]))
-            if self.next_number <= number and ahead <= self.next_number:
-                return  # decoding on is no longer than seeking
-            # Containers seek by decoding time; a keyframe's own finds that keyframe.
-            offset = int(index.key_dts[key])
-        self._restart(offset)
+        if not index.seekable:
+            if number < self.next_number:
+                self._restart(0)
+                return True
+            return False
+        target = index.pts[max(0, number - self.lead)]
+        key = int(np.searchsorted(index.key_pts, target, side="right")) - 1
+        shown_at = int(np.searchsorted(index.pts, index.key_pts[key]))
+        if self.next_number <= number and shown_at <= self.next_number + _NOT_WORTH_SEEKING:
+            return False
+        # Containers seek by decoding time; a keyframe's own finds that keyframe.
+        self._restart(int(index.key_dts[key]))
+        return True
 
     def _restart(self, offset: int) -> None:
         try:

@@ -106,23 +106,32 @@ def index_stream(container: Any, stream: Any, name: str) -> FrameIndex:
     """The index of an opened stream; the container is left at its end."""
     pts: list[int] = []
     keys: list[tuple[int, int]] = []
-    complete, last = True, (0, 0)
+    complete, last, seen = True, (-(1 << 63), 0), 0
     try:
         for packet in container.demux(stream):
-            if packet.size == 0 or packet.is_discard:
+            if packet.size == 0:
                 continue
+            if packet.is_corrupt:
+                break
+            seen += 1
             if packet.pts is None:
                 complete = False
                 pts.append(len(pts))
                 continue
-            pts.append(packet.pts)
-            last = max(last, (packet.pts, packet.duration or 0))
             if packet.is_keyframe:
                 keys.append((packet.pts, packet.dts if packet.dts is not None else packet.pts))
+            if not packet.is_discard:
+                pts.append(packet.pts)
+                last = max(last, (packet.pts, packet.duration or 0))
+        # Containers with a whole index know how many packets there should be; others know fewer
+        # than there are.
+        promised = len(stream.index_entries)
     except DECODER_ERRORS as error:
         raise VideoError(
             name, f"reading stopped after {len(pts)} frames ({reason_of(error)})"
         ) from error
+    if seen < promised:
+        raise VideoError(name, f"it is cut off: {seen} of {promised} frames can be read")
     if not pts:
         raise VideoError(name, "its video stream holds no frames")
     rate = stream.average_rate or stream.guessed_rate or 0
