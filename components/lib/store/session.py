@@ -133,17 +133,19 @@ class Session:
     def put(
         self, uri: str, body: Any, sha256: str, headers: dict[str, str], query: Any = None
     ) -> str:
-        """Send one body (an object or a part); returns its ETag. Raises minio's errors.
+        """Send one body (an object, or with ``query`` a part); returns its ETag. Raises minio's
+        errors.
 
-        The store checks Content-MD5; SeaweedFS does not check the sha256 that signs the request,
-        and without either it keeps an empty object when the sender dies before the body.
+        SeaweedFS does not check the sha256 that signs the request, and keeps an empty object when
+        the sender dies before the body. It does check the checksum headers: for an object the
+        sha256 that we have anyway; for a part Content-MD5, because S3 takes a part's sha256 only
+        in uploads that were begun and are completed with checksums.
         """
-        md5 = hashlib.md5(body, usedforsecurity=False).digest()
-        headers = {
-            **headers,
-            **signed_body(sha256),
-            "Content-MD5": base64.b64encode(md5).decode(),
-        }
+        if query is None:
+            check = {"x-amz-checksum-sha256": _base64(bytes.fromhex(sha256))}
+        else:
+            check = {"Content-MD5": _base64(hashlib.md5(body, usedforsecurity=False).digest())}
+        headers = {**headers, **signed_body(sha256), **check}
         for last in (False, False, True):
             try:
                 response = self.request(
@@ -263,6 +265,10 @@ class Session:
         self.stop.set()
         self.leaf.shutdown(wait=True, cancel_futures=True)
         self.pool.clear()
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
 
 
 def _receive(response: Any, buffer: memoryview) -> int:
