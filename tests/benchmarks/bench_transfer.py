@@ -3,8 +3,7 @@
 The two take turns, and who goes first changes from round to round; before each turn the disk is
 synced, so that no one pays for the other's unwritten pages. A figure is the median over rounds in
 MB/s (10^6 bytes). rclone runs with its own settings except ``--transfers``, which is given our
-number of threads. Our downloads are synced to disk and checked by sha256 before they count as
-done; rclone's are checked by MD5 and not synced.
+number of threads. Both check what they fetch (we by sha256, rclone by MD5), and neither syncs it.
 
 Run: python -m tests.benchmarks.bench_transfer [--short]
 """

@@ -143,9 +143,13 @@ class ObjectStore:
             source.close()
         return ObjectInfo(uri, source.size, etag, now(), digest, dict(meta or {}))
 
-    def get_file(self, uri: str, path: Path, sha256: str | None = None) -> Path:
-        """Fetch an object to ``path``, which appears only when complete and verified."""
-        download(self.session, uri, path, sha256)
+    def get_file(
+        self, uri: str, path: Path, sha256: str | None = None, durable: bool = True
+    ) -> Path:
+        """Fetch an object to ``path``, which appears only when complete and verified.
+
+        ``durable`` syncs it to disk first, for files that outlive this run (a cache)."""
+        download(self.session, uri, path, sha256, durable)
         return path
 
     def put_files(
@@ -162,9 +166,11 @@ class ObjectStore:
         self,
         items: Iterable[tuple[str, Path, str | None]],
         done: Callable[[Path], None] | None = None,
+        durable: bool = False,
     ) -> list[Path]:
-        """Fetch (uri, path, sha256 or None) triples in parallel; as `put_files`."""
-        return self._parallel(items, lambda item: self.get_file(*item), done)
+        """Fetch (uri, path, sha256 or None) triples in parallel; as `put_files`. The files are
+        taken for working copies and not synced unless ``durable``."""
+        return self._parallel(items, lambda item: self.get_file(*item, durable=durable), done)
 
     def _parallel(
         self,
