@@ -1,10 +1,11 @@
 """Tensor and sequence parallelism of the DiT: weights from megatron-core, collectives that trace.
 
 The weights are megatron-core's ``ColumnParallelLinear`` and ``RowParallelLinear`` (its partition
-rules and parameter attributes, its `parallel_state` groups). Their own ``forward`` is not used:
-it issues one collective per matrix and breaks a compiled graph. Here a block gathers its input
-once for q, k and v, and the mappings call PyTorch's functional collectives, which a compiler can
-trace and which run on CPU with gloo (megatron-core's sequence-parallel mappings allocate on CUDA).
+rules and parameter attributes, its `parallel_state` groups). Their own ``forward`` is not used: it
+issues one collective per matrix, while here a block gathers its input once for q, k and v. Nor are
+its mappings: for sequence parallelism they allocate on CUDA whatever the tensor's device, and an
+all-reduce of a tensor that is not contiguous is lost. The maps below call PyTorch's functional
+collectives, which a compiler traces and which run with gloo as with NCCL.
 
 Activations are sequence first, [tokens, batch, hidden], so that sequence parallelism cuts
 dimension 0 into contiguous pieces. Token counts that do not divide by the group are padded with

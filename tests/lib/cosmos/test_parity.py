@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
+from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from components.lib.cosmos.dit import (
@@ -229,6 +230,7 @@ def test_tensor_parallel_equals_diffusers(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    save_file(DiT(SMALL).state_dict(), tmp_path / "fresh.safetensors")
     ranks = []
     for rank in range(2):
         env = os.environ | {
@@ -255,6 +257,13 @@ def one_rank(report: Path) -> None:
     dist.init_process_group("gloo")
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=2)
     torch.set_num_threads(1)
+    # a fresh model is the same model in every layout
+    whole = load_file(report.parent / "fresh.safetensors")
+    fresh = DiT(SMALL)
+    for name, value in fresh.state_dict().items():
+        dim = tp_shard_dim(name)
+        wanted = whole[name] if dim is None else whole[name].chunk(2, dim)[dist.get_rank()]
+        assert torch.equal(value, wanted), name
     cases = []
     for name, size in [
         ("7B-like", (3, 8, 12)),
