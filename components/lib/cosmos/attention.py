@@ -36,6 +36,14 @@ ATTENTION_OPS = [
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
 
+#: What ``light`` checkpointing keeps: only elementwise work is done again.
+PRODUCT_OPS = [
+    *ATTENTION_OPS,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+]
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, backend: AttentionBackend) -> Tensor:
     """Full attention without mask: [S, B, heads, d] x [L, B, heads, d] -> [S, B, heads · d]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -194,7 +194,7 @@ def sinusoid(values: Tensor, size: int) -> Tensor:
 def configure_blocks(
     model: DiT,
     *,
-    checkpointing: Checkpointing = "none",
+    checkpointing: Checkpointing | Sequence[Checkpointing] = "none",
     compile_blocks: bool = False,
     compiler: str | Callable[..., Any] = "inductor",
     attention: AttentionBackend = "auto",
@@ -202,12 +202,15 @@ def configure_blocks(
     """Set how the blocks run. Call before training; FSDP may wrap the blocks before or after.
 
     ``selective`` checkpointing keeps attention outputs and recomputes the rest: attention is the
-    largest part of a block's time and the smallest of what it saves. ``full`` recomputes all.
+    largest part of a block's time and the smallest of what it saves. ``light`` also keeps the
+    results of matrix products; ``full`` recomputes all. One word for all blocks, or one for each.
     Compiled blocks share one graph (``compiler`` is a torch.compile backend).
     """
-    for block in model.blocks.values():
+    count = len(model.blocks)
+    kinds = [checkpointing] * count if isinstance(checkpointing, str) else checkpointing
+    for block, kind in zip(model.blocks.values(), kinds, strict=True):
         assert isinstance(block, TransformerBlock)
-        block.checkpointing = checkpointing
+        block.checkpointing = kind
         for module in block.modules():
             if isinstance(module, Attention):
                 module.backend = attention

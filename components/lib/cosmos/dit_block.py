@@ -23,12 +23,12 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from components.lib.cosmos.attention import ATTENTION_OPS, AttentionBackend, attend
+from components.lib.cosmos.attention import ATTENTION_OPS, PRODUCT_OPS, AttentionBackend, attend
 from components.lib.cosmos.dit_config import DiTConfig
 from components.lib.cosmos.parallel import ColumnLinear, RowLinear, TensorParallel
 from components.lib.cosmos.rope import rotate
 
-Checkpointing = Literal["none", "selective", "full"]
+Checkpointing = Literal["none", "light", "selective", "full"]
 Rotary = tuple[Tensor, Tensor]
 
 
@@ -176,7 +176,8 @@ class TransformerBlock(nn.Module):
             return self._work(*inputs)
         if self.checkpointing == "full":
             return checkpoint(self._work, *inputs, use_reentrant=False)
-        keep = partial(create_selective_checkpoint_contexts, ATTENTION_OPS)
+        kept = PRODUCT_OPS if self.checkpointing == "light" else ATTENTION_OPS
+        keep = partial(create_selective_checkpoint_contexts, kept)
         return checkpoint(self._work, *inputs, use_reentrant=False, context_fn=keep)
 
     def _work(
