@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str]) -> DiffusionConfig | TokenizerConfig | None:
     parser.add_argument("--yes", "-y", action="store_true")
     parser.add_argument("--factory", default="cosmos_diffusion_7b_text2world_finetune")
     parser.add_argument("overrides", nargs="*")
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise UserError(f"Unknown option {unknown[0]}. Options: --yes, --factory NAME, --help.")
     config = recipe(options.factory)

@@ -237,9 +237,11 @@ class TrainerConfig(Frozen):
     log_every_n_steps: int = Field(
         default=1, ge=1, description="Steps between two lines of metrics."
     )
-    recompute: Literal["none", "full", "selective"] = Field(
+    recompute: Literal["auto", "none", "light", "selective", "full"] = Field(
         default="none",
-        description="Activation checkpointing of each block. selective keeps attention outputs.",
+        description="Activation checkpointing of each block. full: keep a block's input only. "
+        "selective: also attention outputs. light: also the results of matrix products. none: all. "
+        "auto: for each block the least recomputation that the GPU's memory allows.",
     )
     compile: bool = Field(default=False, description="Compile each block with torch.compile.")
     ema_decay: float = Field(

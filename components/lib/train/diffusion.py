@@ -6,6 +6,7 @@ or two models, compare; the training loss is too noisy for that.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,19 @@ from components.lib.train.config import DiffusionConfig
 from components.lib.train.dataset import SampleSource, Split
 from components.lib.train.draws import GRID, SampleDraws, sigma_grid, validation_noise
 from components.lib.train.layout import Layout
+from components.lib.train.lora import (
+    FACTORS,
+    add_lora,
+    draw_factors,
+    merged,
+    partial_names,
+)
+from components.lib.train.lora import shard_dim as lora_shard_dim
 from components.lib.train.prompts import PromptSource
+from components.lib.train.recompute import free_after_state, plan_recompute
 from components.lib.train.task import Work
 
+log = logging.getLogger("cosmos.train")
 LATENT_SUFFIX, EMBEDDING_SUFFIX, INFO_SUFFIX = (
     "video_latent.pth",
     "t5_text_embeddings.pth",
@@ -85,10 +96,21 @@ class DiffusionTask:
                 seed=None if start is not None else config.trainer.seed,
             )
         self._partial = set(tp_partial_gradient_names(self._dit))
+        if config.model.lora.rank:
+            add_lora(self._dit, config.model.lora)
+            trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
+            self._partial = (self._partial & trained) | partial_names(self.model)
+        self._trainable = sum(
+            p.numel() * (layout.tp if self.shard_dim(n) is not None else 1)
+            for n, p in self.model.named_parameters()
+            if p.requires_grad
+        )
         self.name = _start_name(start) or f"cosmos-dit-{config.model.preset}"
+        wanted = config.trainer.recompute
+        self._plan_recompute = wanted == "auto"  # once the size of a batch is known
         configure_blocks(
             self._dit,
-            checkpointing=config.trainer.recompute,
+            checkpointing="none" if wanted == "auto" else wanted,
             compile_blocks=config.trainer.compile,
         )
 
@@ -102,8 +124,8 @@ class DiffusionTask:
         return list(self._dit.blocks.values())
 
     def shard_dim(self, name: str) -> int | None:
-        """As the network says."""
-        return tp_shard_dim(name)
+        """As the network says; factors of low-rank updates as their layers."""
+        return lora_shard_dim(name) if name.endswith(FACTORS) else tp_shard_dim(name)
 
     def partial_names(self) -> set[str]:
         """Recorded before sharding, which replaces the parameters."""
@@ -114,7 +136,9 @@ class DiffusionTask:
         return ()
 
     def after_sharding(self, extras: Mapping[str, torch.Tensor]) -> None:
-        """Nothing to do."""
+        """Draw the factors of low-rank updates."""
+        if self.config.model.lora.rank:
+            draw_factors(self.model, self.layout, self.shard_dim, self.config.trainer.seed)
 
     def train_counts(self) -> list[int]:
         """Samples of each training shard."""
@@ -156,7 +180,21 @@ class DiffusionTask:
 
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The EDM loss."""
+        if self._plan_recompute:
+            self._plan_recompute = False
+            self._choose_recompute(batch)
         return self._edm(batch).loss, {}
+
+    def _choose_recompute(self, batch: Batch) -> None:
+        if self.layout.device.type != "cuda":
+            return
+        work = self.work(batch)
+        rows = work.amount / (self.layout.tp if self.layout.sequence_parallel else 1)
+        free = free_after_state(self.model, ema=bool(self.config.trainer.ema_decay))
+        plan = plan_recompute(self.dit.layers, rows * self.dit.hidden * 2, free)
+        configure_blocks(self._dit, checkpointing=plan)
+        kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))
+        log.info("recompute for %.1f GiB of free memory: %s", free / 2**30, kinds)
 
     def _edm(self, batch: Batch) -> Any:
         return edm_loss(
@@ -227,6 +265,8 @@ class DiffusionTask:
         from components.lib.cosmos.model_folder import save_model_folder
 
         bf16 = self.config.trainer.precision == "bf16-mixed"
+        if self.config.model.lora.rank:
+            weights = merged(weights, self.config.model.lora)
         save_model_folder(
             folder,
             "dit",
@@ -242,7 +282,7 @@ class DiffusionTask:
             "family": "dit",
             "name": self.name,
             "network": self.dit.model_dump(mode="json"),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trainable_parameters": self._trainable,
             "training_samples": sum(self.train_counts()),
             "validation_samples": len(pairs),
             "validation": "held-out" if split == "validation" else "same-video",

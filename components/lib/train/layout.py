@@ -154,7 +154,16 @@ def shard_model(
 
     def place(parameter: nn.Parameter) -> Shard:
         dim = shard_dim(names[id(parameter)]) if layout.tp > 1 else None
-        return Shard(1 if dim == 0 and parameter.dim() > 1 else 0)
+        if dim != 0 or parameter.dim() == 1:
+            return Shard(0)
+        shards = layout.mesh.size(1)
+        if parameter.shape[1] % shards:
+            raise UserError(
+                f"{names[id(parameter)]} has {parameter.shape[1]} columns, which {shards} "
+                "data-parallel shards do not divide. Set trainer.strategy.data_parallel_replicas "
+                "so that fewer ranks share the state."
+            )
+        return Shard(1)
 
     bf16 = trainer.precision == "bf16-mixed"
     policy = MixedPrecisionPolicy(

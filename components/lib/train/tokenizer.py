@@ -246,7 +246,7 @@ class TokenizerTask:
             "family": "tokenizer",
             "name": self.name,
             "network": self.network.model_dump(mode="json"),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trainable_parameters": sum(p.numel() for p in self.model.parameters()),
             "training_samples": sum(self.train_counts()),
             "validation_samples": len(pairs),
             "validation": "held-out" if split == "validation" else "same-video",

@@ -34,7 +34,8 @@ def load_shards(
 
     from components.lib.cosmos.model_folder import check_keys, read_specs, weight_files
 
-    own = dict(model.state_dict())
+    # Factors of a low-rank update are not part of the base model.
+    own = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
     expected = {name: _full_shape(name, value, layout, shard_dim) for name, value in own.items()}
     specs = read_specs(folder)
     found = {name: spec.shape for name, spec in specs.items() if name not in extras}
@@ -64,14 +65,21 @@ def _full_shape(
 def _fill(
     name: str, target: torch.Tensor, source: Any, layout: Layout, shard_dim: ShardDim
 ) -> None:
-    if not isinstance(target, DTensor):
+    if isinstance(target, DTensor):
+        cut_into(target, source, layout, shard_dim(name))
+    else:
         target.copy_(source[:] if target.dim() else source[...])
-        return
+
+
+def cut_into(target: DTensor, source: Any, layout: Layout, dim: int | None) -> None:
+    """Copy this rank's block of ``source`` (a full tensor, or a slice reader of one).
+
+    ``dim`` is the dimension that tensor parallelism splits.
+    """
     shape, offset = compute_local_shape_and_global_offset(
         target.shape, target.device_mesh, target.placements
     )
     starts = list(offset)
-    dim = shard_dim(name)
     if dim is not None:
         starts[dim] += layout.tp_rank * target.shape[dim]
     if 0 in shape:

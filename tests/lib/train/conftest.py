@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -132,6 +134,44 @@ def diffusion_arguments(latent_folder: Path, prompt_folder: Path, dit_folder: Pa
     ]
 
 
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tars of small moving pictures: two training shards and a held-out one."""
+    from components.lib.video.encode import write_mp4
+
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(1)
+    for name, count in {"train-0.tar": 2, "train-1.tar": 1, "validation-0.tar": 1}.items():
+        with tarfile.open(folder / name, "w") as archive:
+            for number in range(count):
+                picture = (
+                    rng.integers(0, 255, (10, 10, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+                )
+                frames = [np.roll(picture, 3 * shift, axis=1) for shift in range(20)]
+                write_mp4(folder / "clip.mp4", iter(frames), 24.0)
+                archive.add(folder / "clip.mp4", f"{number}.mp4")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_arguments(video_folder: Path) -> list[str]:
+    """A short training of a tiny tokenizer from seeded weights with a global batch of two."""
+    return [
+        *("--factory", "tiny_tokenizer"),
+        f"data.path={video_folder}",
+        "data.global_batch_size=2",
+        "data.task_encoder.crop_height=32",
+        "data.task_encoder.resize_height=64",
+        "data.task_encoder.resize_width=64",
+        "trainer.max_steps=3",
+        "trainer.val_check_interval=3",
+        "optim.lr_scheduler.name=constant",
+        "optim.lr_scheduler.warmup_steps=0",
+        "log.ckpt.every_n_train_steps=0",
+        "log.tensorboard=false",
+    ]
+
+
 Scenario = dict[str, Any]
 
 
@@ -153,13 +193,18 @@ def run_scenarios(folder: Path, scenarios: list[Scenario], timeout: float = 300)
         for rank, log in enumerate(logs)
     ]
     try:
-        codes = [rank.wait(timeout) for rank in ranks]
+        limit = time.monotonic() + timeout
+        codes: list[int | None] = [None]
+        # One rank that fails leaves the others waiting for it.
+        while None in codes and not any(codes) and time.monotonic() < limit:
+            time.sleep(0.05)
+            codes = [rank.poll() for rank in ranks]
     finally:
         for rank, log in zip(ranks, logs, strict=True):
             rank.kill()
             log.close()
-    if any(codes):
-        texts = [(folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(world)]
+    if any(codes) or None in codes:
+        texts = [(folder / f"rank-{rank}.log").read_text()[-2000:] for rank in range(world)]
         pytest.fail("\n---\n".join(texts))
 
 

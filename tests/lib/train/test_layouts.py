@@ -29,6 +29,19 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "TP2 x DP2": (4, [TP + "2"]),
     "TP2 SP x DP2": (4, [TP + "2", SP]),
 }
+LORA = ["model.lora.rank=4", "optim.config.lr=1e-2"]
+LORA_LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "LoRA on 1": (1, LORA),
+    "LoRA on TP2 SP": (2, [*LORA, TP + "2", SP]),
+    "LoRA on TP2 x DP2": (4, [*LORA, TP + "2"]),
+}
+DV = ["--factory", "tiny_tokenizer_dv"]
+TOKENIZER_LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "CV on 1": (1, []),
+    "CV on DP2": (2, []),
+    "DV on 1": (1, DV),
+    "DV on DP2": (2, DV),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +49,19 @@ def runs(
     tmp_path_factory: pytest.TempPathFactory,
     trainings: Callable[..., None],
     diffusion_arguments: list[str],
+    tokenizer_arguments: list[str],
 ) -> dict[str, Path]:
     """Folder of each layout's run; also a run saved at TP2 x DP2 and continued elsewhere."""
     root = tmp_path_factory.mktemp("layouts")
-    folders = {name: root / f"layout-{number}" for number, name in enumerate(LAYOUTS)}
+    everything = [*LAYOUTS, *LORA_LAYOUTS, *TOKENIZER_LAYOUTS]
+    folders = {name: root / f"layout-{number}" for number, name in enumerate(everything)}
     scenarios = [
         {"world": world, "folder": str(folders[name]), "arguments": diffusion_arguments + extra}
-        for name, (world, extra) in LAYOUTS.items()
+        for name, (world, extra) in {**LAYOUTS, **LORA_LAYOUTS}.items()
+    ]
+    scenarios += [
+        {"world": world, "folder": str(folders[name]), "arguments": tokenizer_arguments + extra}
+        for name, (world, extra) in TOKENIZER_LAYOUTS.items()
     ]
     saved = root / "saved"
     cut = [*diffusion_arguments, "trainer.max_steps=2"]
@@ -84,6 +103,49 @@ def test_exported_weights_equal_one_process(layout: str, runs: dict[str, Path]) 
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", ["LoRA on TP2 SP", "LoRA on TP2 x DP2"])
+def test_low_rank_updates_train_alike_in_every_layout(
+    layout: str, runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]]
+) -> None:
+    expected, found = metrics(runs["LoRA on 1"]), metrics(runs[layout])
+    assert found[0]["loss"] == pytest.approx(metrics(runs["1"])[0]["loss"], rel=1e-5)
+    for name in ("loss", "grad_norm"):
+        assert [step[name] for step in found] == pytest.approx(
+            [step[name] for step in expected], rel=1e-5
+        )
+    assert expected[-1]["loss"] != pytest.approx(metrics(runs["1"])[-1]["loss"], rel=1e-4)
+
+
+def test_low_rank_updates_are_merged_into_the_exported_model(
+    runs: dict[str, Path], dit_folder: Path
+) -> None:
+    from components.lib.cosmos.model_folder import load_dit, load_state_dict
+
+    base = load_state_dict(dit_folder)
+    merged = load_dit(runs["LoRA on TP2 SP"] / "run" / "model").state_dict()
+    changed = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert changed == {
+        name for name in base if (".to_" in name and name.endswith("0.weight")) or ".layer" in name
+    }
+    for name in changed:
+        rank = torch.linalg.matrix_rank(merged[name] - base[name], rtol=1e-3)
+        assert 1 <= rank <= 4, name
+
+
+@pytest.mark.parametrize("family", ["CV", "DV"])
+def test_tokenizers_train_alike_on_two_ranks(
+    family: str, runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]]
+) -> None:
+    one, two = runs[f"{family} on 1"], runs[f"{family} on DP2"]
+    for name in ("loss", "grad_norm"):
+        expected = [step[name] for step in metrics(one)]
+        assert [step[name] for step in metrics(two)] == pytest.approx(expected, rel=1e-5)
+    for name in ("loss", "psnr", "ssim"):
+        assert metrics(two, "validation")[-1][name] == pytest.approx(
+            metrics(one, "validation")[-1][name], rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("resumed", ["on 1", "on DP2", "on TP4"])
