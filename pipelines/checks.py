@@ -58,8 +58,8 @@ def kfp(endpoint: str | None, namespace: str | None) -> Iterator[Finding]:
     try:
         server = Server(Connection(endpoint=endpoint, namespace=namespace, patience_s=5.0))
         health = server.call("Asking KFP for its health", server.api.get_kfp_healthz)
-        version = getattr(health, "tag_name", None) or "of unknown version"
-        yield Finding(state="good", what=f"KFP {version} answers")
+        mode = "multi-user" if health.multi_user else "single-user"
+        yield Finding(state="good", what=f"KFP ({mode}) answers")
         list_runs(server, 1)
         yield Finding(state="good", what="KFP lets you list runs")
     except UserError as error:

@@ -150,11 +150,7 @@ def upload(server: Server, text: str) -> Uploaded:
         if pipeline_id is None:
             pipeline_id = server.created_once(
                 f"Uploading the pipeline '{name}'",
-                lambda: (
-                    server.api.upload_pipeline(
-                        str(path), pipeline_name=name, namespace=server.namespace
-                    ).pipeline_id
-                ),
+                lambda: _new_pipeline(server, name),
                 lambda: server.api.get_pipeline_id(name),
             )
         version = f"{name}-{digest}"

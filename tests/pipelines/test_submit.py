@@ -1,0 +1,215 @@
+"""Submitting, following and cancelling runs, against KFP's API as kfp-server-api has it."""
+
+import importlib
+import threading
+import time
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from components.lib.contract import UserError
+from pipelines import client
+from pipelines.client import Connection, Server
+
+VIDEOS = {"videos": "s3://fleet/day-1"}
+
+
+def invoke(name: Any, *arguments: Any) -> Any:
+    """Run a command as the command line does."""
+    module = importlib.import_module(f"pipelines.commands.{name}")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(module.command)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_run_is_started_from_the_uploaded_version(kfp_server: Any, server: Any) -> None:
+    run = client.submit(server, "tokenizer", VIDEOS)
+    stored = kfp_server.runs[run.run_id]
+    version = kfp_server.versions[stored["pipeline_version_reference"]["pipeline_version_id"]]
+    assert stored["runtime_config"]["parameters"] == VIDEOS
+    assert stored["service_account"] == "cosmos-pipeline"
+    assert version["pipeline_spec"]["pipelineInfo"]["name"] == "tokenizer-post-training"
+    assert run.url == f"{kfp_server.url}/#/runs/details/{run.run_id}"
+
+
+def test_an_unchanged_pipeline_is_not_uploaded_again(kfp_server: Any, server: Any) -> None:
+    client.submit(server, "tokenizer", VIDEOS)
+    client.submit(server, "tokenizer", VIDEOS)
+    assert len(kfp_server.versions) == 1
+    image = {"cosmos-pipelines/data-python:0.1.0": "r/data@sha256:" + "1" * 64}
+    client.submit(server, "tokenizer", VIDEOS, images=image)
+    assert len(kfp_server.pipelines) == 1
+    assert len(kfp_server.versions) == 2
+    assert len(kfp_server.experiments) == 1
+
+
+def test_images_are_replaced_in_what_is_uploaded(kfp_server: Any, server: Any) -> None:
+    reference = "r/data@sha256:" + "1" * 64
+    client.submit(
+        server, "tokenizer", VIDEOS, images={"cosmos-pipelines/data-python:0.1.0": reference}
+    )
+    version = next(iter(kfp_server.versions.values()))
+    executors = version["pipeline_spec"]["deploymentSpec"]["executors"].values()
+    images = {executor["container"]["image"] for executor in executors}
+    assert reference in images
+    assert "cosmos-pipelines/data-python:0.1.0" not in images
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({}, "The parameter 'videos' is required"),
+        ({**VIDEOS, "vidoes": "x"}, "no parameter 'vidoes'. Did you mean 'videos'"),
+        ({"videos": 3}, "'videos' must be a string, not 3"),
+        ({**VIDEOS, "overrides": ["training.nodse=2"]}, "no field 'nodse'"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_sent(
+    kfp_server: Any, server: Any, parameters: Any, words: Any
+) -> None:
+    before = len(kfp_server.requests)
+    with pytest.raises(UserError, match=words):
+        client.submit(server, "tokenizer", parameters)
+    assert len(kfp_server.requests) == before
+
+
+@pytest.mark.parametrize("status", [401, 429, 500, 503, "drop"])
+def test_passing_errors_pass(kfp_server: Any, server: Any, status: Any) -> None:
+    for method, path in (("GET", "/pipelines"), ("GET", "/experiments"), ("GET", "/versions")):
+        kfp_server.fail(method, path, status)
+    run = client.submit(server, "tokenizer", VIDEOS)
+    kfp_server.fail("GET", f"/runs/{run.run_id}", status, times=2)
+    assert client.run_info(server, run.run_id).state == "PENDING"
+
+
+@pytest.mark.parametrize("status", [500, 504, "drop"])
+def test_a_lost_answer_starts_no_second_run(kfp_server: Any, server: Any, status: Any) -> None:
+    kfp_server.fail("POST", "/runs", status, after=True)
+    run = client.submit(server, "tokenizer", VIDEOS)
+    assert list(kfp_server.runs) == [run.run_id]
+
+
+@pytest.mark.parametrize("path", ["/pipelines$", "/upload_version", "/experiments"])
+def test_a_refused_connection_is_tried_again(kfp_server: Any, server: Any, path: Any) -> None:
+    kfp_server.fail("POST", path, "drop")
+    client.submit(server, "tokenizer", VIDEOS)
+    assert len(kfp_server.runs) == len(kfp_server.versions) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "does not know you. Set KFP_EXISTING_TOKEN"),
+        (403, "You may not do that in namespace"),
+        (404, "Check the name or id"),
+        (400, "Starting a run of 'tokenizer': KFP answers 400: trouble"),
+    ],
+)
+def test_refusals_say_what_to_do(kfp_server: Any, status: Any, words: Any) -> None:
+    server = Server(Connection(patience_s=0.2, pause_s=0.05))
+    kfp_server.fail("POST", "/runs", status, times=100)
+    with pytest.raises(UserError, match=words):
+        client.submit(server, "tokenizer", VIDEOS)
+
+
+def test_the_token_comes_from_the_environment(kfp_server: Any, monkeypatch: Any) -> None:
+    kfp_server.token = "secret"
+    with pytest.raises(UserError, match="401"):
+        client.list_runs(Server(Connection(patience_s=0.1, pause_s=0.05)))
+    monkeypatch.setenv("KFP_EXISTING_TOKEN", "secret")
+    assert client.list_runs(Server(Connection(patience_s=1, pause_s=0.05))) == []
+
+
+def test_an_unreachable_kfp_is_said(monkeypatch: Any) -> None:
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="Set KF_PIPELINES_ENDPOINT or --endpoint"):
+        client.list_runs(Server(Connection(patience_s=0.1, pause_s=0.05)))
+
+
+def test_following_says_each_change_and_ends(kfp_server: Any, server: Any) -> None:
+    run = client.submit(server, "tokenizer", VIDEOS)
+    kfp_server.tasks(run.run_id, discover="RUNNING")
+    said: list[str] = []
+
+    def later() -> None:
+        time.sleep(0.2)
+        kfp_server.tasks(run.run_id, discover="SUCCEEDED", train="FAILED")
+        kfp_server.finish(run.run_id, "FAILED", "train: out of luck")
+
+    threading.Thread(target=later).start()
+    kfp_server.fail("GET", f"/runs/{run.run_id}", 503, times=2)
+    ended = client.follow(server, run.run_id, said.append, poll_s=0.02)
+    assert (ended.state, ended.error) == ("FAILED", "train: out of luck")
+    assert said == ["discover: running", "discover: succeeded", "train: failed"]
+
+
+@pytest.mark.parametrize("state", ["CANCELED", "SKIPPED", "FAILED", "SUCCEEDED"])
+def test_following_ends_in_every_final_state(kfp_server: Any, server: Any, state: Any) -> None:
+    """kfp's own wait knows no CANCELED and never returns."""
+    run = client.submit(server, "tokenizer", VIDEOS)
+    kfp_server.finish(run.run_id, state)
+    assert client.follow(server, run.run_id, print, poll_s=0.01).state == state
+
+
+def test_the_commands_work_together(kfp_server: Any, quick: Any) -> None:
+    submitted = invoke("submit", "tokenizer", "-p", "videos=s3://fleet/day-1", "--set",
+                       "trainer.max_steps=5")  # fmt: skip
+    assert submitted.exit_code == 0, submitted.output
+    run_id = submitted.output.splitlines()[0]
+    stored = kfp_server.runs[run_id]
+    assert stored["runtime_config"]["parameters"]["overrides"] == ["trainer.max_steps=5"]
+    kfp_server.tasks(run_id, train="RUNNING")
+    kfp_server.finish(run_id, "RUNNING")
+    assert run_id in invoke("status").output
+    shown = invoke("status", run_id).output
+    assert "train" in shown and "RUNNING" in shown
+    cancelled = invoke("cancel", run_id)
+    assert cancelled.exit_code == 0, cancelled.output
+    assert kfp_server.runs[run_id]["state"] == "CANCELED"
+    waited = invoke("status", run_id, "--wait")
+    assert isinstance(waited.exception, UserError)
+    assert "ended as CANCELED" in str(waited.exception)
+
+
+def test_waiting_for_success_exits_with_zero(kfp_server: Any, quick: Any) -> None:
+    def later() -> None:
+        while not kfp_server.runs:
+            time.sleep(0.01)
+        kfp_server.finish(next(iter(kfp_server.runs)), "SUCCEEDED")
+
+    threading.Thread(target=later).start()
+    result = invoke("submit", "tokenizer", "-p", "videos=s3://x/y", "--wait")
+    assert result.exit_code == 0, result.output
+    assert "succeeded" in result.output
+
+
+def test_parameters_can_come_from_a_file(kfp_server: Any, tmp_path: Any) -> None:
+    path = tmp_path / "form.yaml"
+    path.write_text(yaml.safe_dump({"videos": "s3://a/b", "model_name": "m"}))
+    result = invoke("submit", "tokenizer", "-f", str(path), "-p", "videos=s3://c/d")
+    assert result.exit_code == 0, result.output
+    stored = next(iter(kfp_server.runs.values()))["runtime_config"]["parameters"]
+    assert stored == {"videos": "s3://c/d", "model_name": "m"}
+
+
+def test_logs_need_a_known_step(kfp_server: Any, server: Any) -> None:
+    run = client.submit(server, "tokenizer", VIDEOS)
+    kfp_server.tasks(run.run_id, train="RUNNING")
+    result = invoke("logs", run.run_id, "trian")
+    assert "has no step 'trian'. Steps: train" in str(result.exception)
+
+
+def test_the_fake_finds_what_is_not_in_the_api(kfp_server: Any) -> None:
+    """An oracle that cannot fail proves nothing."""
+    import urllib.request
+
+    request = urllib.request.Request(
+        f"{kfp_server.url}/apis/v2beta1/runs", data=b'{"display_nam": "x"}', method="POST"
+    )
+    with pytest.raises(OSError):
+        urllib.request.urlopen(request, timeout=5)
+    assert kfp_server.violations == ["body has no field display_nam"]
+    kfp_server.violations.clear()
