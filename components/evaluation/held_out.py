@@ -110,7 +110,7 @@ def video_clips(
         yield VideoClip(
             key=key,
             mp4=parts["mp4"],
-            video=str(about.get("uri") or about.get("video") or key),
+            video=str(about.get("name") or about.get("uri") or key),
             sha256=str(about.get("sha256") or key),
             drive=str(about.get("drive") or ""),
         )

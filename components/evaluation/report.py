@@ -52,9 +52,7 @@ def write_report(
         runs.settings_section([run]),
         content.lineage_section(lineage),
     ]
-    about = " · ".join(
-        filter(None, [evaluation.models["candidate"].name, _sources(lineage), output.uri])
-    )
+    about = " · ".join(filter(None, [evaluation.models["candidate"].name, _sources(lineage)]))
     html = page.page(
         title=title,
         about=about,
@@ -63,7 +61,7 @@ def write_report(
         sections=sections,
         charts=charts,
         footer=f"cosmos-pipelines {version('cosmos-pipelines')}, evaluation of "
-        f"{evaluation.models['candidate'].manifest}",
+        f"{evaluation.models['candidate'].manifest} at {output.uri}",
     )
     output.put_bytes("report.html", html)
     output.metrics.update(_metrics(evaluation, runs.scalars(judged), family))
@@ -84,7 +82,7 @@ def _sources(lineage: Lineage) -> str:
     names = [video.uri.rsplit("/", 1)[-1] for video in lineage.videos]
     if not names:
         return ""
-    return names[0] if len(names) == 1 else f"{len(names)} videos"
+    return names[0] if len(names) == 1 else f"{len(names)} videos, {names[0]} and others"
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def measure(
             made = to_frames(found[0, :, : len(original)])
             scores.append(_score(clip, original, made, vgg, device))
             if len(kept) < shown:
-                kept[clip.key] = (original, made)
+                kept[f"{clip.video} ({clip.key})"] = (original, made)
             total_frames += len(original)
             task.advance()
     codes = None

@@ -130,9 +130,9 @@ class DiffusionInputs:
                     parameter.normal_(0, 0.03)
         self.after_model = DiT(self.config).eval()
         weights = {k: v.clone() for k, v in self.base_model.state_dict().items()}
-        for name in weights:
+        for name, value in weights.items():
             if name.startswith("final_layer.linear"):
-                weights[name] = weights[name] * 0.9
+                value.mul_(0.9)
         self.after_model.load_state_dict(weights)
         self.records = videos(6)
         self.video_manifest = publish(
@@ -149,7 +149,8 @@ class DiffusionInputs:
                 latent = torch.randn(16, 3, 8, 12, generator=generator).bfloat16()
                 info = ClipInfo(
                     video=record.uri, video_sha256=record.sha256, prompt="a", prompt_sha256=None,
-                    start=0, start_frame=0, num_frames=17, fps=24, source_fps=24, height=64, width=96,
+                    start=0, start_frame=0, num_frames=17, fps=24, source_fps=24, height=64,
+                    width=96,
                     clip_height=64, clip_width=96, resize="crop", split=split, drive=record.drive,
                 )  # fmt: skip
                 samples[f"{i:06d}"] = latent_parts(latent, info)

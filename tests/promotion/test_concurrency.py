@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import threading
 from concurrent.futures import ProcessPoolExecutor
@@ -114,7 +115,7 @@ def test_twenty_at_once_never_leave_a_missing_or_older_version(
     assert len(acknowledged) == len(set(acknowledged)), "no state is won by two"
     assert sorted([1, *acknowledged]) == [state.number for state in states]
     assert registry.production().number == max(acknowledged)
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         assert after.replaced == before.version
     assert {state.version for state in states} <= set(registry.versions())
     promoted = sum(work is promote for work, _ in jobs)

@@ -2,8 +2,8 @@
 
 Clips are float tensors [T, 3, H, W] in [0, 1]. All metrics are computed per frame and averaged
 over frames, as published tokenizer tables are. SSIM is the usual one (Gaussian window of 11 with
-sigma 1.5, constants 0.01 and 0.03, borders left out), so values equal those of torchmetrics and
-scikit-image with the same settings.
+sigma 1.5, constants 0.01 and 0.03). Borders are left out as in the published metric and in
+scikit-image; torchmetrics pads them, and its map without the border has the same mean.
 """
 
 from __future__ import annotations
@@ -85,12 +85,19 @@ def _window(device: torch.device) -> Tensor:
 
 
 def _blur(x: Tensor, window: Tensor) -> Tensor:
-    """Separable filter without padding: [N, C, H, W] -> [N, C, H-10, W-10]."""
-    count, channels, height, width = x.shape
-    flat = x.reshape(count * channels, 1, height, width)
-    flat = F.conv2d(flat, window.reshape(1, 1, -1, 1))
-    flat = F.conv2d(flat, window.reshape(1, 1, 1, -1))
-    return flat.reshape(count, channels, *flat.shape[-2:])
+    """Separable filter without padding: [..., H, W] -> [..., H-10, W-10].
+
+    A sum of eleven shifted pictures: in double precision several times faster than a convolution
+    with one channel.
+    """
+    weights = window.tolist()
+    for dim in (-2, -1):
+        size = x.shape[dim] - WINDOW + 1
+        total = x.narrow(dim, 0, size) * weights[0]
+        for shift in range(1, WINDOW):
+            total.add_(x.narrow(dim, shift, size), alpha=weights[shift])
+        x = total
+    return x
 
 
 class CodeUse(Frozen):

@@ -61,12 +61,14 @@ class Comparison(Frozen):
         def shown(value: float) -> str:
             if self.scale == "relative":
                 return f"{100 * (1 - math.exp(-value)):+.2f} %"
-            return f"{value:+.3g}"
+            return f"{value:+.3g}" + (" dB" if self.metric == "psnr" else "")
 
         interval = ""
         if math.isfinite(self.low):
             interval = f" (95 % interval {shown(self.low)} to {shown(self.high)})"
-        return f"{shown(self.improvement)}{interval} over {self.units} {self.unit}"
+        unit = self.unit if self.units != 1 else self.unit.removesuffix("s")
+        text = f"{shown(self.improvement)}{interval} over {self.units} {unit}"
+        return text.replace("-", "−")
 
 
 def interval(clips: Sequence[ClipScore], metric: str) -> Interval:
@@ -147,7 +149,8 @@ def _p_value(mean: float, error: float, freedom: int) -> float:
 
 def t_distribution(t: float, freedom: float) -> float:
     """P(T <= t) of Student's distribution."""
-    tail = 0.5 * _incomplete_beta(freedom / (freedom + t * t), freedom / 2, 0.5)
+    total = freedom + t * t
+    tail = 0.5 * _incomplete_beta(freedom / total, t * t / total, freedom / 2, 0.5)
     return 1 - tail if t > 0 else tail
 
 
@@ -168,14 +171,17 @@ def t_quantile(probability: float, freedom: float) -> float:
     return (low + high) / 2
 
 
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function, by Lentz's continued fraction."""
-    if x <= 0 or x >= 1:
+def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
+    """Regularised incomplete beta function, by Lentz's continued fraction.
+
+    ``rest`` is 1 - x; it is given apart because it may be too small for 1 - x to hold its digits.
+    """
+    if x <= 0 or rest <= 0:
         return 0.0 if x <= 0 else 1.0
     if x > (a + 1) / (a + b + 2):
-        return 1 - _incomplete_beta(1 - x, b, a)
+        return 1 - _incomplete_beta(rest, x, b, a)
     log = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    front = math.exp(log + a * math.log(x) + b * math.log1p(-x)) / a
+    front = math.exp(log + a * math.log(x) + b * math.log(rest)) / a
     tiny = 1e-300
     c, d = 1.0, 1 / max(1 - (a + b) * x / (a + 1), tiny)
     fraction = d
