@@ -54,6 +54,7 @@ class LatentEncodingConfig(StageConfig):
         "Latents are stored as bfloat16 always.",
     )
     shard_mb: int = Field(512, description="Size of a shard at most, in MB.", ge=1)
+    shard_samples: int = Field(1024, description="Samples in a shard at most.", ge=1)
     previews: int = Field(
         DEFAULT_PREVIEWS, description="Clips shown on the contact sheet.", ge=0, le=200
     )

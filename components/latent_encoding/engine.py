@@ -26,7 +26,7 @@ from components.latent_encoding.sheet import pick_frames, preview_path, preview_
 from components.lib.contract import Task, UserError
 from components.lib.stage import Output
 from components.lib.store import ObjectStore
-from components.lib.store.errors import ObjectCorrupt, ObjectMissing
+from components.lib.store.errors import ObjectCorrupt, ObjectMissing, StoreError
 from components.lib.video.container import VideoError
 from components.lib.video.records import VideoRecord, fetch_video
 
@@ -129,7 +129,11 @@ class Fetcher:
         try:
             path = fetch_video(record, self.store, self.folder)
         except (ObjectMissing, ObjectCorrupt) as error:
-            raise VideoError(record.uri, "it is gone or has changed since discovery") from error
+            raise VideoError(record.uri, "gone or changed since discovery") from error
+        except StoreError:
+            raise  # the store's trouble is not the video's fault
+        except UserError as error:
+            raise VideoError(record.uri, str(error)) from error
         self.counts.bytes_fetched += record.bytes
         self.counts.seconds_fetch += time.monotonic() - begun
         return path

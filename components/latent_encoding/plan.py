@@ -2,7 +2,7 @@
 
 The plan is a pure function of the video records and the settings. Videos are taken in the order of
 their digests, which is the same whatever order the manifest lists them in and mixes drives; clips
-of one shape fill shards of at most `PlanSettings.shard_bytes`. Everything a resumed or
+of one shape fill shards of at most ``shard_bytes`` and ``shard_samples``. Everything a resumed or
 distributed run must agree on (shard contents, what is decoded in one go, what is encoded in one
 forward pass) is fixed here, so that any process can make any shard and get the same bytes.
 """
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 MAX_GAP = 96
 # One decoding job covers at most about this many frames, so that a long video spreads over cores.
 MAX_RUN = 1_536
-# A shard also holds at most this many samples, however small they are.
-MAX_SAMPLES = 1_024
 # Without held-out videos every tenth clip validates instead.
 FALLBACK_VALIDATION = 10
 
@@ -53,6 +51,7 @@ class PlanSettings(Frozen):
     fps: float | None
     resize: Literal["crop", "pad", "stretch"]
     shard_bytes: int
+    shard_samples: int
     previews: int
     channels: int = 16
     spatial: int = 8
@@ -219,7 +218,9 @@ def plan_split(infos: Sequence[ClipInfo], split: Split, settings: PlanSettings) 
     index = 0
     for shape in sorted(by_shape):
         members = by_shape[shape]
-        capacity = max(1, min(MAX_SAMPLES, settings.shard_bytes // (2 * math.prod(shape))))
+        capacity = max(
+            1, min(settings.shard_samples, settings.shard_bytes // (2 * math.prod(shape)))
+        )
         count = math.ceil(len(members) / capacity)
         bounds = [len(members) * k // count for k in range(count + 1)]
         for begin, end in itertools.pairwise(bounds):

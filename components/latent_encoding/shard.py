@@ -13,12 +13,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.latent_encoding.plan import Clip, ShardPlan
 from components.lib.manifest import canonical_json
+from components.lib.shards.energon import shard_index
 from components.lib.shards.guide import guide_parts
 from components.lib.shards.latents import (
     INFO_EXT,
@@ -26,7 +27,7 @@ from components.lib.shards.latents import (
     latent_parts,
     parse_tensor,
 )
-from components.lib.shards.tar import ShardWriter, iter_samples
+from components.lib.shards.tar import SamplePlace, ShardWriter, iter_samples
 from components.lib.stage import Output
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class OpenShard:
         self.stored: set[str] = set()
         self.failed: dict[str, Failure] = {}
         self.saved: set[str] = set()
+        self.places: dict[str, SamplePlace] = {}
         self.segments = 0
 
     def settled(self, clip: Clip) -> bool:
@@ -153,9 +155,11 @@ class OpenShard:
         for clip in clips:
             writer.write(clip.key, self._parts(clip.key))
         (info,) = writer.close()
+        self.places = {place.key: place for place in info.places}
         name = f"{self.plan.name}.tar"
         self.output.put_file(name, info.path, self._meta(len(clips)))
-        return [name]
+        self.output.put_bytes(f"{name}.idx", shard_index(info.places))
+        return [name, f"{name}.idx"]
 
     def _upload_guide(self, embeddings: dict[str, torch.Tensor]) -> list[str]:
         names: list[str] = []
@@ -189,6 +193,8 @@ class OpenShard:
                 }
             else:
                 line |= {"info": clip.info.model_dump(mode="json")}
+                if clip.key in self.places:
+                    line |= {"place": asdict(self.places[clip.key])}
             yield line
 
 

@@ -191,6 +191,7 @@ def plan_settings(
         fps=config.fps,
         resize=config.resize,
         shard_bytes=config.shard_mb * 1_000_000,
+        shard_samples=config.shard_samples,
         previews=config.previews,
         channels=tokenizer["latent_channels"],
         spatial=tokenizer["spatial"],

@@ -13,6 +13,8 @@ from components.latent_encoding.shard import finished_files, index_path
 from components.latent_encoding.sheet import contact_sheet, preview_path
 from components.lib.contract import UserError
 from components.lib.manifest import canonical_json
+from components.lib.shards.energon import META_FOLDER, IndexedShard, write_energon_index
+from components.lib.shards.tar import PartPlace, SamplePlace
 from components.lib.stage import Output
 
 # Unusable videos named in the summary; quarantine.jsonl names all of them.
@@ -63,6 +65,8 @@ def describe(
     ]
     lines = b"".join(canonical_json(line) + b"\n" for line in unusable)
     output.put_bytes("quarantine.jsonl", lines)
+    if config.layout == "shards":
+        write_index(results, output)
     shapes = _shapes(results)
     output.summary.update(
         {
@@ -94,6 +98,34 @@ def describe(
     )
     if config.previews:
         output.put_bytes("contact_sheet.png", contact_sheet(_previews(plan, results, output)))
+
+
+def write_index(results: Sequence[ShardResult], output: Output) -> None:
+    """Put megatron-energon's index beside the shards."""
+    shards = [
+        IndexedShard(f"{result.plan.name}.tar", result.plan.split, _places(result))
+        for result in results
+        if result.samples
+    ]
+    files = write_energon_index(output.scratch, shards, fields={})
+    # Samples go to the loader as they are; energon's class for that wants no map of fields.
+    crude = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
+    (output.scratch / META_FOLDER / "dataset.yaml").write_bytes(canonical_json(crude))
+    for path in files:
+        output.put_file(path.relative_to(output.scratch).as_posix(), path)
+
+
+def _places(result: ShardResult) -> list[SamplePlace]:
+    return [
+        SamplePlace(
+            key=line["place"]["key"],
+            offset=line["place"]["offset"],
+            bytes=line["place"]["bytes"],
+            parts=tuple(PartPlace(**part) for part in line["place"]["parts"]),
+        )
+        for line in result.lines
+        if "place" in line
+    ]
 
 
 def collect_failures(results: Sequence[ShardResult]) -> dict[str, dict[str, Any]]:

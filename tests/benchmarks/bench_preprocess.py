@@ -111,7 +111,11 @@ def our_preprocess(
         )
         for name, folder in folders.items()
     }
-    common = {"storage_root": "s3://cosmos/bench/runs", "videos": videos, "device": "cpu"}
+    common: dict[str, Any] = {
+        "storage_root": "s3://cosmos/bench/runs",
+        "videos": videos,
+        "device": "cpu",
+    }
     progress = LineProgress()
     begun = time.perf_counter()
     prompts = prompt_embedding.run(

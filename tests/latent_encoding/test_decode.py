@@ -96,11 +96,12 @@ def test_a_bad_file_fails_alone(clips: dict[str, Path], tmp_path: Path) -> None:
     ]
     with DecodePool(2, ring(12), 60) as pool:
         frames, ends = collect(pool, requests)
-    assert set(frames) == {("good", 0)}
+    assert set(frames) == {("good", 0), ("short", 0)}  # what was decodable is kept
     assert ends["good"].reason is None
     assert "readable video" in ends["text"].reason
     assert ends["gone"].reason == "it is gone"
     assert "it has 250" in ends["short"].reason
+    assert ends["short"].clips_done == 1
     assert ends["cut"].reason
     assert not any(end.transient for end in ends.values())
 

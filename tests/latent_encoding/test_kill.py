@@ -1,0 +1,46 @@
+"""Killed at random moments, the stage resumes and writes what an undisturbed run writes.
+
+COSMOS_KILLS=20 runs the long form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from components.lib.manifest import load_manifest
+from components.lib.store import ObjectStore
+from components.lib.video.records import VideoRecord
+from tests.latent_encoding.kills import kill_count, run_undisturbed, run_with_kills
+
+
+def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
+    store: ObjectStore,
+    store_env: dict[str, str],
+    clips: dict[str, Path],
+    make_record: Callable[..., VideoRecord],
+    put_videos: Callable[[list[VideoRecord]], str],
+    make_config: Callable[..., Any],
+) -> None:
+    records = [
+        make_record(clips["bikes"]),
+        make_record(clips["carphone"], split="validation"),
+        make_record(clips["bigbuckbunny"]),
+    ]
+    options: dict[str, Any] = {
+        "chunks_per_video": 15,
+        "shard_samples": 8,
+        "save_every_s": 0,
+        "batch_clips": 2,
+    }
+    config = make_config(put_videos(records), **options)
+    uri, seconds = run_undisturbed("latent_encoding", config, store_env)
+    calm = load_manifest(uri, store)
+    for uri in run_with_kills("latent_encoding", config, store_env, seconds, kill_count(), seed=0):
+        resumed = load_manifest(uri, store)
+        assert resumed.content == calm.content
+        assert [entry.sha256 for entry in resumed.files] == [entry.sha256 for entry in calm.files]
+        # Nothing but the listed files is left behind.
+        stored = {info.uri.removeprefix(resumed.uri) for info in store.list(resumed.uri)}
+        assert stored == {entry.path for entry in resumed.files} | {"manifest.json"}
