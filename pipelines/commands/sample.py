@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from components.lib.contract import UserError
+
+if TYPE_CHECKING:
+    from components.lib.cosmos.text_to_video import VideoRequest
 
 
 class Solver(StrEnum):
@@ -21,9 +25,15 @@ class Solver(StrEnum):
 
 def command(
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
-    model: Annotated[Path, typer.Option(help="Folder of the diffusion model.")],
-    tokenizer: Annotated[Path, typer.Option(help="Folder of the CV8x8x8 tokenizer.")],
-    t5: Annotated[Path | None, typer.Option(help="Folder of the T5 text encoder.")] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Diffusion model: a folder, or the manifest.json (path or s3://…) of a fetch or a "
+            "training run."
+        ),
+    ],
+    tokenizer: Annotated[str, typer.Option(help="CV8x8x8 tokenizer, likewise.")],
+    t5: Annotated[str | None, typer.Option(help="T5 text encoder, likewise.")] = None,
     embedding: Annotated[
         Path | None, typer.Option(help="A stored prompt embedding, in place of --t5.")
     ] = None,
@@ -51,6 +61,12 @@ def command(
     dtype: Annotated[
         str, typer.Option(help="bfloat16 or float32; auto: bfloat16 on a GPU.")
     ] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the blocks: slower to start, then faster.")
+    ] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Of a training run, take the averaged weights.")
+    ] = False,
 ) -> None:
     """Make a video from a prompt with a Text2World model and write it as MP4.
 
@@ -71,53 +87,65 @@ def command(
         "fps": fps,
         "sampling": {"solver": solver.value, "steps": steps, "guidance": guidance, "seed": seed},
     }
-    written = write_sample(settings, model, tokenizer, t5, embedding, output, tile, device, dtype)
-    typer.echo(str(written))
-
-
-def write_sample(
-    settings: dict[str, Any],
-    model: Path,
-    tokenizer: Path,
-    t5: Path | None,
-    embedding: Path | None,
-    output: Path,
-    tile: int | None,
-    device: str,
-    dtype: str,
-) -> Path:
-    """Sample and encode; returns the path of the MP4."""
+    request = parse_request(settings)
+    place, kind = choose_device(device, dtype)
+    from components.lib.cosmos.dit import DiT, configure_blocks
     from components.lib.cosmos.model_folder import load_dit, load_tokenizer
     from components.lib.cosmos.text import TextEncoder
-    from components.lib.cosmos.text_to_video import StoredEmbedding, VideoRequest, make_video
+    from components.lib.cosmos.text_to_video import StoredEmbedding, make_video
     from components.lib.progress import default_progress
     from components.lib.video.encode import write_mp4
 
+    with tempfile.TemporaryDirectory(prefix="cosmos-sample-") as scratch:
+
+        def fetch(source: str, part: str, prefix: str = "model/") -> Path:
+            return model_folder(source, Path(scratch) / part, prefix)
+
+        def load_text() -> Any:
+            if embedding is not None:
+                return StoredEmbedding(embedding)
+            return TextEncoder(fetch(str(t5), "t5"), place, kind)
+
+        def load_model() -> DiT:
+            dit = load_dit(fetch(model, "dit", "model_ema/" if ema else "model/"), place, kind)
+            configure_blocks(dit, compile_blocks=compiled)
+            return dit
+
+        frames_made = make_video(
+            request,
+            load_text=load_text,
+            load_model=load_model,
+            load_tokenizer=lambda: load_tokenizer(fetch(tokenizer, "tokenizer"), "cpu", kind),
+            progress=default_progress(),
+            tile=tile,
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_mp4(output, frames_made, request.fps)
+    typer.echo(str(output))
+
+
+def parse_request(settings: dict[str, Any]) -> VideoRequest:
+    """The request of the options; UserError names the option that is wrong."""
+    from components.lib.cosmos.text_to_video import VideoRequest
+
     try:
-        request = VideoRequest.model_validate(settings)
+        return VideoRequest.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"--{where.removeprefix('sampling.')}: {first['msg']}.") from error
-    place, kind = choose_device(device, dtype)
 
-    def load_text() -> Any:
-        if embedding is not None:
-            return StoredEmbedding(embedding)
-        assert t5 is not None
-        return TextEncoder(t5, place, kind)
 
-    video = make_video(
-        request,
-        load_text=load_text,
-        load_model=lambda: load_dit(model, place, kind),
-        load_tokenizer=lambda: load_tokenizer(tokenizer, "cpu", kind),
-        progress=default_progress(),
-        tile=tile,
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(output, video, request.fps)
-    return output
+def model_folder(source: str, scratch: Path, prefix: str = "model/") -> Path:
+    """A folder as it is; of a manifest, the files under ``prefix``, downloaded to ``scratch``."""
+    if not source.endswith("manifest.json"):
+        return Path(source)
+    from components.lib.cosmos.model_folder import download_model
+    from components.lib.manifest import load_manifest
+    from components.lib.store import ObjectStore
+
+    store = ObjectStore.from_env()
+    return download_model(load_manifest(source, store), store, scratch, prefix)
 
 
 def choose_device(device: str, dtype: str) -> tuple[str, Any]:

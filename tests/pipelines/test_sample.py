@@ -14,6 +14,8 @@ from components.lib.cosmos.dit import DIT_PRESETS, DiT
 from components.lib.cosmos.formats.tiny_text import write_tiny_t5
 from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.manifest import FileEntry, Manifest
+from components.lib.store import ObjectStore
 from components.lib.video.frames import read_clip
 from components.lib.video.probe import probe
 from pipelines.cli import app
@@ -73,6 +75,43 @@ def test_the_seed_decides_the_video(models: Path, tmp_path: Path) -> None:
     a, b, c = (read_clip(tmp_path / f"{name}.mp4", count=9).astype(float) for name in "abc")
     # the frames are equal to the bit; the encoder may differ in its last choices
     assert abs(a - b).mean() < 0.2 * abs(a - c).mean()
+
+
+def test_models_may_be_manifests(
+    models: Path,
+    tmp_path: Path,
+    store: ObjectStore,
+    storage_root: str,
+    store_env: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The averaged weights of a training run differ from its last ones, and so do the videos."""
+    for name, value in store_env.items():
+        monkeypatch.setenv(name, value)
+    uri = f"{storage_root}/training/1/"
+    other = DiT(DIT_PRESETS["tiny"], seed=9)
+    save_model_folder(
+        models / "ema", "dit", "tiny", other.config.model_dump(mode="json"), other.state_dict()
+    )
+    files = []
+    for prefix, folder in (("model", models / "dit"), ("model_ema", models / "ema")):
+        for path in sorted(folder.iterdir()):
+            info = store.put_file(path, f"{uri}{prefix}/{path.name}")
+            entry = {"path": f"{prefix}/{path.name}", "bytes": info.bytes, "sha256": info.sha256}
+            files.append(FileEntry.model_validate(entry))
+    manifest = Manifest(
+        kind="training-run", stage="training", stage_version="1", address="1", uri=uri, files=files
+    )
+    store.put_bytes(f"{uri}manifest.json", manifest.model_dump_json().encode())
+    options = ["--embedding", str(models / "prompt.safetensors"), "--model", f"{uri}manifest.json"]
+    sample(models, tmp_path / "folder.mp4", *options[:2])
+    sample(models, tmp_path / "last.mp4", *options)
+    sample(models, tmp_path / "mean.mp4", *options, "--ema")
+    folder, last, mean = (
+        read_clip(tmp_path / f"{name}.mp4", count=9).astype(float)
+        for name in ("folder", "last", "mean")
+    )
+    assert abs(folder - last).mean() < 0.2 * abs(folder - mean).mean()
 
 
 @pytest.mark.parametrize(
