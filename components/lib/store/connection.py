@@ -11,6 +11,7 @@ multipart upload, are settled by their callers.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -33,6 +34,11 @@ RETRY_STATUS = frozenset({429, 500, 502, 503, 504})
 _DIGEST_HEADER = "x-amz-content-sha256"
 
 
+def default_workers() -> int:
+    """Two transfers per core we may use, from 4 to 16: more threads than that slow each other."""
+    return max(4, min(16, 2 * len(os.sched_getaffinity(0))))
+
+
 @dataclass(frozen=True)
 class StoreSettings:
     """Where the store is and who we are. The secrets are kept out of ``repr``."""
@@ -43,7 +49,7 @@ class StoreSettings:
     session_token: str = field(default="", repr=False)
     region: str = ""
     ca_file: str = ""
-    workers: int = 8
+    workers: int = field(default_factory=default_workers)
     patience_s: float = 150.0
     first_contact_s: float = 8.0
     read_timeout_s: float = 60.0

@@ -6,12 +6,14 @@ turns each into one sentence that names the URI and the setting to look at, and 
 
 from __future__ import annotations
 
+from xml.etree.ElementTree import ParseError
+
 from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, NameResolutionError, SSLError
 
 from components.lib.contract import UserError
 
-RequestError = (S3Error, ServerError, InvalidResponseError, HTTPError)
+RequestError = (S3Error, ServerError, InvalidResponseError, HTTPError, ParseError)
 MISSING_KEY = frozenset({"NoSuchKey", "ResourceNotFound"})
 
 
@@ -45,15 +47,15 @@ def explain(error: Exception, uri: str, endpoint: str, access_key: str) -> Store
         return StoreError(_connection(error, uri, endpoint))
     if isinstance(error, S3Error):
         return _refused(error.code or "unknown", error.message or "", uri, endpoint, access_key)
-    status = error.status_code if isinstance(error, ServerError) else error._code  # type: ignore[attr-defined]
-    if status == 429 or status >= 500:
+    status = getattr(error, "_status_code", getattr(error, "_code", None))
+    if status is not None and (status == 429 or status >= 500):
         return StoreError(
             f"The object store {endpoint} keeps answering with HTTP status {status} (needed for "
             f"{uri}). Rerun when it is healthy again; finished work is kept."
         )
     return StoreError(
-        f"{endpoint} did not answer like an S3 store for {uri} (HTTP status {status}). Check that "
-        "AWS_ENDPOINT_URL names an S3 endpoint."
+        f"{endpoint} did not answer like an S3 store for {uri} ({_first_line(str(error))}). "
+        "Check that AWS_ENDPOINT_URL names an S3 endpoint."
     )
 
 

@@ -19,7 +19,7 @@ from http.client import HTTPException
 from typing import Any
 
 from minio.datatypes import Part
-from minio.error import S3Error
+from minio.error import InvalidResponseError, S3Error
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from components.lib.store.connection import StoreSettings, connect, signed_body
@@ -71,6 +71,11 @@ class Session:
             yield
         except RequestError as error:
             raise self.explain(error, uri) from error
+        except ValueError as error:
+            # What the minio client raises for XML that is not an S3 answer.
+            if "XML element" not in str(error):
+                raise
+            raise self.explain(InvalidResponseError(200, "xml", str(error)), uri) from error
 
     def explain(self, error: Exception, uri: str) -> StoreError:
         """The sentence for a request error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -180,3 +181,25 @@ def test_ports_come_with_free_partners() -> None:
 def test_a_typo_in_a_bucket_name_creates_no_bucket(embedded_store: EmbeddedStore) -> None:
     with pytest.raises(StoreError, match="bucket 'cosmso' does not exist"):
         embedded_store.client().put_bytes("s3://cosmso/x", b"x")
+
+
+def test_a_key_that_may_only_read(tmp_path: Path) -> None:
+    pair = {"accessKey": "OWNER", "secretKey": "owner-secret"}
+    reader = {"accessKey": "READER", "secretKey": "reader-secret"}
+    identities = [
+        {"name": "owner", "credentials": [pair], "actions": ["Admin", "Read", "Write", "List"]},
+        {"name": "reader", "credentials": [reader], "actions": ["Read", "List"]},
+    ]
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "s3.json").write_text(json.dumps({"identities": identities}))
+    with EmbeddedStore(tmp_path) as server:
+        server.client().put_bytes("s3://cosmos/x", b"x")
+        limited = server.client().with_settings(access_key="READER", secret_key="reader-secret")
+        assert limited.get_bytes("s3://cosmos/x") == b"x"
+        for call in (
+            lambda: limited.put_bytes("s3://cosmos/y", b"y"),
+            lambda: limited.delete("s3://cosmos/x"),
+        ):
+            with pytest.raises(StoreError, match="'READER' may not do this with s3://cosmos/"):
+                call()
+        assert server.client().get_bytes("s3://cosmos/x") == b"x"

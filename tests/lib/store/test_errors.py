@@ -124,6 +124,13 @@ def test_bad_endpoints(store: ObjectStore, endpoint: str) -> None:
         store.with_settings(endpoint=endpoint).stat("s3://cosmos/x")
 
 
+def test_tls_to_a_store_without_tls(store: ObjectStore) -> None:
+    client = store.with_settings(endpoint=store.settings.endpoint.replace("http:", "https:"))
+    with pytest.raises(StoreError, match=r"TLS .* use http:// if the store speaks no TLS"):
+        client.stat("s3://cosmos/x")
+    client.close()
+
+
 def test_an_endpoint_that_is_no_s3_store(embedded_store: EmbeddedStore, store: ObjectStore) -> None:
     import http.server
     import threading
@@ -131,7 +138,7 @@ def test_an_endpoint_that_is_no_s3_store(embedded_store: EmbeddedStore, store: O
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = b"<html>hello</html>"
-            self.send_response(200 if self.command == "HEAD" else 403)
+            self.send_response(200 if "list-type" in self.path else 403)
             self.send_header("Content-Type", "text/html")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -149,6 +156,8 @@ def test_an_endpoint_that_is_no_s3_store(embedded_store: EmbeddedStore, store: O
             client.get_bytes("s3://cosmos/x")
         with pytest.raises(StoreError, match="did not answer like an S3 store"):
             client.put_bytes("s3://cosmos/x", b"x")
+        with pytest.raises(StoreError, match="did not answer like an S3 store"):
+            list(client.list("s3://cosmos/x"))
         client.close()
         server.shutdown()
 
