@@ -184,7 +184,7 @@ class Hub:
     def explained(self, repo: str, revision: str, path: str = "") -> Iterator[None]:
         """Turn the client's exceptions into sentences that name the repository."""
         what = f"{path} of {repo}" if path else repo
-        page = f"{self.endpoint}/{repo}"
+        page = f"{DEFAULT_ENDPOINT}/{repo}"  # licences are accepted there, not at a mirror
         owner = repo.partition("/")[0]
         licence = _LICENCES.get(owner, "its licence")
         try:

@@ -24,7 +24,6 @@ import httpx2  # the HTTP client of huggingface_hub, whose sessions are used her
 
 PART_BYTES = 32 * 1024 * 1024
 ATTEMPTS = 8
-READ_BYTES = 1024 * 1024
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 EXPIRED = (401, 403, 410)
 
@@ -147,7 +146,8 @@ class Download:
             try:
                 with self.open_url(url, wanted) as response:
                     _check(int(response.status_code), url, ranged=ranged)
-                    for block in response.iter_bytes(chunk_size=READ_BYTES):
+                    # Raw and as it arrives: a buffer in between would be lost with the line.
+                    for block in response.iter_raw():
                         position += self._write(stream, block, start, position, length)
             except Refused as refusal:
                 error = refusal

@@ -40,15 +40,16 @@ class CheckpointFetchConfig(StageConfig):
     )
     role: Role = Field(description="What the checkpoint is: dit, tokenizer, t5, or vgg16.")
     model: str = Field(
-        "", description="Name to give the model; empty keeps the one that the checkpoint tells."
+        default="",
+        description="Name to give the model; empty keeps the one that the checkpoint tells.",
     )
     variant: Variant = Field(
-        "auto",
+        default="auto",
         description="Which of the forms in a repository to take: model.pt, nemo, diffusers, jit, "
         "canonical; auto takes the first that is there, in this order (tokenizer: jit first).",
     )
     text_dtype: TextDtype = Field(
-        "bfloat16", description="Dtype of the stored T5 encoder: bfloat16 or float32."
+        default="bfloat16", description="Dtype of the stored T5 encoder: bfloat16 or float32."
     )
     workers: int = operational(8, "Parallel downloads.", ge=1, le=64)
 

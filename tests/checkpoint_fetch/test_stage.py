@@ -17,14 +17,8 @@ from components.lib.manifest import load_manifest
 from components.lib.store import ObjectStore
 
 
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One tiny set for the session."""
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 def fetch(source: str, role: str, root: str, store: ObjectStore, progress: Any, **more: Any) -> Any:
-    config = CONFIG(storage_root=root, source=source, role=role, **more)
+    config = CONFIG.model_validate({"storage_root": root, "source": source, "role": role, **more})
     return run(config, store, progress)
 
 
@@ -120,6 +114,6 @@ def test_a_wrong_source_is_named(
 def test_the_wrong_role_says_what_is_needed_and_what_is_there(
     checkpoints: Path, store: ObjectStore, storage_root: str, progress: Any
 ) -> None:
-    with pytest.raises(UserError, match="role 'dit': it needs model.pt .*autoencoder.jit"):
+    with pytest.raises(UserError, match=r"role 'dit': it needs model\.pt .*autoencoder\.jit"):
         fetch(f"file://{checkpoints / tiny.CV_FOLDER}", "dit", storage_root, store, progress)
     assert not list(store.list(storage_root + "/checkpoint_fetch/"))
