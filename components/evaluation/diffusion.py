@@ -146,3 +146,39 @@ def denoised(
             sigma_data=sigma_data,
         )
     return noised[0].cpu() / sigma_data, guess[0].float().cpu() / sigma_data
+
+
+PATCH = 4
+
+
+def patch_vectors(latent: Tensor) -> Tensor:
+    """Mean of every 4 x 4 patch of a latent [C, T, H, W], as vectors [N, C]: the features of the
+    Frechet distance of latent patches."""
+    pooled = torch.nn.functional.avg_pool3d(latent.float(), (1, PATCH, PATCH), ceil_mode=True)
+    return pooled.flatten(1).T
+
+
+def sampled(
+    model: Any,
+    clip: LatentClip,
+    prompts: PromptSource | None,
+    steps: int,
+    guidance: float,
+    seed: int,
+    device: str,
+) -> Tensor:
+    """A normalised latent made from noise for the clip's prompt, shaped like the clip's."""
+    from components.lib.cosmos.sampling import SamplingConfig
+    from components.lib.cosmos.text_to_video import sample_latent
+
+    channels, frames, height, width = clip.latent.shape
+    with torch.inference_mode():
+        latent = sample_latent(
+            model,
+            text_of(clip, prompts, model).to(device),
+            None,
+            (1, channels, frames, height, width),
+            clip.info.fps,
+            SamplingConfig(steps=steps, guidance=guidance, seed=seed),
+        )
+    return latent[0].float().cpu()

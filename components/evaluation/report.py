@@ -16,7 +16,7 @@ from components.lib.report.stats import interval
 from components.lib.stage import Output
 
 if TYPE_CHECKING:
-    from components.evaluation.families import Family
+    from components.evaluation.family import Family
 
 TITLES = {"dit": "Diffusion post-training", "tokenizer": "Tokenizer post-training"}
 

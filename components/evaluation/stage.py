@@ -38,7 +38,7 @@ from components.lib.stage import Output, StageResult, StageSpec, execute
 from components.lib.store import ObjectStore
 
 if TYPE_CHECKING:
-    from components.evaluation.families import Family
+    from components.evaluation.family import Family
 
 SPEC = StageSpec(name="evaluation", version="1", kind="evaluation")
 
@@ -68,6 +68,11 @@ class EvaluationConfig(StageConfig):
     seed: int = Field(0, description="Decides the fixed noise.")
     sigmas: int = Field(8, ge=3, le=64, description="Diffusion: noise levels of the fixed grid.")
     noise_draws: int = Field(1, ge=1, description="Diffusion: noises per clip and level.")
+    samples: int = Field(
+        1, ge=0, le=16, description="Diffusion: videos to make from noise with each model."
+    )
+    sample_steps: int = Field(20, ge=2, le=1000, description="Diffusion: steps of a video.")
+    guidance: float = Field(7.0, ge=0, description="Diffusion: guidance of made videos.")
     frames: int = Field(33, ge=1, description="Tokenizer: frames taken from each video.")
     crop: int = Field(
         256, ge=0, description="Tokenizer: largest side of the centre crop; 0: whole picture."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +79,7 @@ def measure(
     frames: int,
     crop: int,
     shown: int,
-    vgg: Any | None,
+    vgg: FeatureDistance | None,
     device: str,
     progress: Progress,
     total: int,
@@ -119,7 +120,9 @@ def _timed(work: Any, value: Tensor, device: str, before: float) -> tuple[Tensor
     return result, before + time.perf_counter() - started
 
 
-def _score(clip: VideoClip, original: Clip, made: Clip, vgg: Any | None, device: str) -> ClipScore:
+def _score(
+    clip: VideoClip, original: Clip, made: Clip, vgg: FeatureDistance | None, device: str
+) -> ClipScore:
     x, y = _unit(original).to(device), _unit(made).to(device)
     values = {
         "psnr": quality.psnr(x, y),
@@ -134,6 +137,23 @@ def _score(clip: VideoClip, original: Clip, made: Clip, vgg: Any | None, device:
     return ClipScore(
         video=clip.video, sha256=clip.sha256, drive=clip.drive, clip=clip.key, values=values
     )
+
+
+class FeatureDistance:
+    """The training loss's perceptual term between two clips [T, 3, H, W] in [0, 1]."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        from components.lib.train.perceptual import feature_terms, load_vgg16
+
+        self.vgg, self.terms = load_vgg16(folder).to(device), feature_terms
+
+    def __call__(self, original: Tensor, other: Tensor) -> float:
+        """Mean over frames; one frame at a time, so that memory does not grow with the clip."""
+        total = 0.0
+        for x, y in zip(original, other, strict=True):
+            first, second = (2 * frame[None, :, None] - 1 for frame in (x, y))
+            total += float(self.terms(self.vgg, first, second, gram=False)[0])
+        return total / len(original)
 
 
 def _unit(clip: Clip) -> Tensor:

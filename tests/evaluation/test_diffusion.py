@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.evaluation.diffusion import fixed_noise, sigma_grid
+from components.evaluation.diffusion import fixed_noise, patch_vectors, sigma_grid
 from components.evaluation.held_out import LatentClip
 from components.evaluation.stage import EvaluationConfig, run
 from components.lib.contract import UserError
@@ -20,7 +20,7 @@ from components.lib.shards.latents import ClipInfo
 def config(inputs, storage_root, **changes):
     values = {
         "training": inputs.training, "checkpoint": inputs.base, "data": inputs.data,
-        "storage_root": storage_root, "sigmas": 3, "shown": 1,
+        "storage_root": storage_root, "sigmas": 3, "shown": 1, "samples": 0,
     }  # fmt: skip
     return EvaluationConfig(**{**values, **changes})
 
@@ -125,3 +125,22 @@ def test_damaged_weights_are_an_error_that_names_the_model(
 def test_wrong_kind_of_data_is_named(diffusion, store, storage_root, progress):
     with pytest.raises(UserError, match="'videos' manifest"):
         run(config(diffusion, storage_root, data=diffusion.video_manifest), store, progress)
+
+
+def test_videos_are_made_with_the_same_seed_before_and_after(
+    diffusion, store, storage_root, progress
+):
+    settings = {"samples": 1, "sample_steps": 2, "shown": 0}
+    result = run(config(diffusion, storage_root, **settings), store, progress)
+    paths = {entry.path: entry.sha256 for entry in result.manifest.files}
+    assert "pictures/sample-00.jpg" in paths
+    assert result.metrics["base_latent_patch_frechet"] > 0
+    other = run(config(diffusion, storage_root, **settings, seed=1), store, progress)
+    assert other.manifest.entry("pictures/sample-00.jpg").sha256 != paths["pictures/sample-00.jpg"]
+
+
+def test_patch_vectors_are_means_of_patches():
+    latent = torch.arange(2 * 1 * 8 * 4, dtype=torch.float32).reshape(2, 1, 8, 4)
+    vectors = patch_vectors(latent)
+    assert vectors.shape == (2, 2)
+    assert torch.equal(vectors[0], latent[:, 0, :4].mean(dim=(1, 2)))
