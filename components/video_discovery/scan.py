@@ -157,6 +157,7 @@ def scan(
         cache.close(complete=complete)
         seen.close()
     findings.timing["inspect_seconds"] = time.monotonic() - started
+    findings.timing["files_inspected"] = findings.inspected
     findings.single_group = rule.single_group
     _split(unsplit, findings, rule)
     findings.quarantine_sha256 = _sha256(findings.quarantine)

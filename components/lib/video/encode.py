@@ -1,7 +1,7 @@
 """Writing H.264 in MP4 from RGB frames.
 
-Pictures are BT.709, limited range, tagged as such; files have their index in front. One encoder thread and
-no time stamps or tool versions of the machine: equal frames give equal bytes.
+Pictures are BT.709, limited range, tagged as such; files have their index in front. One encoder
+thread and no time stamps or tool versions of the machine: equal frames give equal bytes.
 """
 
 from __future__ import annotations

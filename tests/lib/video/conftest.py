@@ -1,8 +1,0 @@
-"""Makes `tests.lib.video.corpus` importable however pytest was started."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
