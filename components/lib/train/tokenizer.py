@@ -19,6 +19,7 @@ from torch import nn
 from components.lib.contract import UserError
 from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.cosmos.tokenizer import TokenizerConfig as NetworkConfig
+from components.lib.report.quality import psnr, ssim
 from components.lib.train.batches import Batch
 from components.lib.train.clips import ClipReader
 from components.lib.train.config import TokenizerConfig
@@ -32,7 +33,6 @@ from components.lib.train.perceptual import (
     l1,
     scheduled,
 )
-from components.lib.train.quality import psnr, ssim
 from components.lib.train.task import Work
 
 log = logging.getLogger("cosmos.train")
@@ -200,8 +200,9 @@ class TokenizerTask:
                     used[fsq.indices(self._net.encode(video)).flatten()] = 1
                 if place < clips:
                     sums[0] += l1(video, rebuilt).double()
-                    sums[1] += psnr(video, rebuilt)[0].double()
-                    sums[2] += ssim(video, rebuilt)[0].double()
+                    original, other = _pictures(video), _pictures(rebuilt)
+                    sums[1] += psnr(original, other)
+                    sums[2] += ssim(original, other)
                     _picture(video, rebuilt, folder / f"clip-{number:02d}.png")
         self.model.train()
         dist.all_reduce(sums)
@@ -276,6 +277,11 @@ def _video(name: str, parts: dict[str, bytes]) -> bytes:
 def _unit(video: torch.Tensor) -> torch.Tensor:
     """uint8 -> fp32 in [-1, 1]."""
     return video.float() / 127.5 - 1
+
+
+def _pictures(video: torch.Tensor) -> torch.Tensor:
+    """[1, 3, T, H, W] in [-1, 1] -> [T, 3, H, W] in [0, 1]."""
+    return (video[0].transpose(0, 1) + 1) / 2
 
 
 def _picture(original: torch.Tensor, rebuilt: torch.Tensor, path: Path) -> None:
