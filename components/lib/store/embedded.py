@@ -10,6 +10,7 @@ the choice is confirmed by an authenticated answer, so losing a race for a port 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -29,13 +30,15 @@ from typing import IO
 
 from components.lib.store.client import ObjectStore
 from components.lib.store.connection import StoreSettings
-from components.lib.store.errors import StoreError
+from components.lib.store.errors import RequestError, StoreError
 
 READY_S = 60.0
 # SeaweedFS' own graceful stop waits 15 s for subscriptions that never end. Two seconds let its
 # queue of deletions drain; a kill after that loses nothing that was acknowledged.
 STOP_S = 2.0
 ORPHAN_S = 10.0
+# SeaweedFS stops writing when less than 1 GiB is free.
+LEAST_FREE = 2 << 30
 _HOST = "127.0.0.1"
 # Run by a bare interpreter: ask for SIGKILL when the parent dies, then become the server.
 _LAUNCHER = """
@@ -78,6 +81,13 @@ class EmbeddedStore:
         """Start the server and wait until it answers. Raises StoreError."""
         binary = weed_binary()
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        free = shutil.disk_usage(self.folder).free
+        if free < LEAST_FREE:
+            raise StoreError(
+                f"Only {free / 2**30:.1f} GiB are free at {self.folder}, and the local object "
+                f"store needs {LEAST_FREE / 2**30:.0f}. Free some space, or give another workspace."
+            )
         self._lock = _lock(self.folder)
         _tidy(self.folder)
         try:
@@ -111,6 +121,7 @@ class EmbeddedStore:
                 if self._server.process.poll() is not None:
                     return False
                 if _ready(store, self.buckets):
+                    _drop_unfinished(store)
                     self.env = {
                         "AWS_ENDPOINT_URL": settings.endpoint,
                         "AWS_ACCESS_KEY_ID": access_key,
@@ -255,9 +266,11 @@ def _command(binary: Path, folder: Path, ports: Sequence[int]) -> list[str]:
         f"-master.port={master}",
         "-master.telemetry=false",
         "-master.peers=none",
-        "-master.volumeSizeLimitMB=1024",
+        # Small volumes, so that each bucket finds its seven also on a disk that is nearly full.
+        "-master.volumeSizeLimitMB=512",
         f"-volume.port={volume}",
         "-volume.max=0",
+        "-volume.minFreeSpace=1GiB",
         "-volume.preStopSeconds=0",
         f"-filer.port={filer}",
         "-filer.exposeDirectoryData=false",
@@ -350,3 +363,13 @@ def _ready(store: ObjectStore, buckets: Sequence[str]) -> bool:
     except StoreError:
         return False
     return True
+
+
+def _drop_unfinished(store: ObjectStore) -> None:
+    """Abort the multipart uploads of killed processes; nobody else can be uploading yet."""
+    client = store.session.client
+    # What cannot be dropped now merely takes space until the next start.
+    with contextlib.suppress(*RequestError):
+        for bucket in client.list_buckets():
+            for upload in client._list_multipart_uploads(bucket.name).uploads:
+                client._abort_multipart_upload(bucket.name, upload.object_name, upload.upload_id)

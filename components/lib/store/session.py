@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
@@ -167,9 +167,11 @@ class Session:
         return str(self.client._create_multipart_upload(*object_uri(uri), dict(headers)))
 
     def complete_upload(self, uri: str, upload: str, etags: list[str]) -> None:
-        """Join the parts into the object."""
+        """Join the parts into the object. The caller must look whether it is there afterwards."""
         parts = [Part(number, etag) for number, etag in enumerate(etags, 1)]
-        self.client._complete_multipart_upload(*object_uri(uri), upload, parts)
+        # The minio client raises ValueError for an error that comes with status 200.
+        with suppress(ValueError):
+            self.client._complete_multipart_upload(*object_uri(uri), upload, parts)
 
     def abort_upload(self, uri: str, upload: str) -> None:
         """Forget a multipart upload. A failure to do so only leaves unreachable parts behind."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from minio.error import S3Error
+from urllib3.exceptions import HTTPError
 
 from components.lib.store.errors import RequestError, StoreError, corrupt
 from components.lib.store.session import ObjectInfo, Session
@@ -111,20 +112,21 @@ def upload(
         return session.leaf.submit(_send_whole, session, source, uri, make_headers).result()
     digest = hash_source(source)
     headers = make_headers(digest, source.size)
-    for last in (False, False, True):
+    for _ in range(3):
         try:
-            return digest, _send_parts(session, source, uri, digest, headers)
+            _send_parts(session, source, uri, headers)
         except S3Error as error:
-            # A store that restarted may have forgotten the upload (or joined it already).
-            if error.code == "NoSuchUpload" and not last:
-                info = session.head(uri)
-                if info and info.sha256 == digest and info.bytes == source.size:
-                    return digest, info.etag
-                continue
-            raise session.explain(error, uri) from error
+            # A store that restarted may have forgotten the upload, or have joined it already.
+            if error.code != "NoSuchUpload":
+                raise session.explain(error, uri) from error
         except RequestError as error:
             raise session.explain(error, uri) from error
-    raise AssertionError("unreachable")
+        info = session.head(uri)
+        if info is not None and info.sha256 == digest and info.bytes == source.size:
+            return digest, info.etag
+    raise StoreError(
+        f"{uri} is not what was uploaded, three times in a row. Rerun once nothing else writes it."
+    )
 
 
 def hash_source(source: Source) -> str:
@@ -144,9 +146,7 @@ def _send_whole(
         return digest, session.put(uri, body, digest, make_headers(digest, source.size))
 
 
-def _send_parts(
-    session: Session, source: Source, uri: str, digest: str, headers: dict[str, str]
-) -> str:
+def _send_parts(session: Session, source: Source, uri: str, headers: dict[str, str]) -> None:
     size = max(PART, -(-source.size // MAX_PARTS))
     upload_id = session.start_upload(uri, headers)
 
@@ -162,16 +162,12 @@ def _send_parts(
         if isinstance(source, FileSource):
             source.check()
         session.complete_upload(uri, upload_id, etags)
+    except HTTPError:
+        # The store cannot be reached, so neither can it be told.
+        raise
     except BaseException:
         session.abort_upload(uri, upload_id)
         raise
-    info = session.head(uri)
-    if info is None or info.sha256 != digest or info.bytes != source.size:
-        raise StoreError(
-            f"{uri} is not what was uploaded: {info.bytes if info else 'no'} bytes instead of "
-            f"{source.size}. Another writer replaced it; rerun once nothing else writes it."
-        )
-    return info.etag
 
 
 def _in_order(futures: list[Future[str]]) -> list[str]:

@@ -183,6 +183,29 @@ def test_a_typo_in_a_bucket_name_creates_no_bucket(embedded_store: EmbeddedStore
         embedded_store.client().put_bytes("s3://cosmso/x", b"x")
 
 
+def test_parts_of_uploads_that_were_killed_are_dropped(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path) as server:
+        session = server.client().session
+        upload = session.start_upload("s3://cosmos/x", {})
+        body = b"x" * 100_000
+        digest = hashlib.sha256(body).hexdigest()
+        query = {"partNumber": "1", "uploadId": upload}
+        session.put("s3://cosmos/x", body, digest, {}, query)
+        assert len(session.client._list_multipart_uploads("cosmos").uploads) == 1
+    with EmbeddedStore(tmp_path) as server:
+        client = server.client().session.client
+        assert client._list_multipart_uploads("cosmos").uploads == []
+        assert server.client().stat("s3://cosmos/x") is None
+
+
+def test_a_disk_that_is_full_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.lib.store.embedded.LEAST_FREE", 2**60)
+    with pytest.raises(StoreError, match=r"Only [\d.]+ GiB are free at"):
+        EmbeddedStore(tmp_path).start()
+
+
 def test_a_key_that_may_only_read(tmp_path: Path) -> None:
     pair = {"accessKey": "OWNER", "secretKey": "owner-secret"}
     reader = {"accessKey": "READER", "secretKey": "reader-secret"}
