@@ -1,0 +1,93 @@
+"""Build our images on a local base, for the tests that run them.
+
+COSMOS_TEST_BASE names the base (Debian with Python 3.11); COSMOS_TEST_WHEELS a folder of wheels
+that pip may use besides its index, for example a CPU build of torch.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from components.lib.store.embedded import free_ports
+
+ROOT = Path(__file__).parents[2]
+BASE = os.environ.get("COSMOS_TEST_BASE", "local/python:bookworm")
+WHEELS = os.environ.get("COSMOS_TEST_WHEELS") or os.environ.get("PIP_FIND_LINKS")
+
+
+def build(name: str, tag: str) -> str:
+    """Build image ``name`` as ``tag``; returns what images/build printed about its size."""
+    arguments = f"--network host --build-arg BASE={BASE} --build-arg PIP_EXTRA_INDEX_URL="
+    if name == "preprocess":
+        arguments += " --build-arg COMPILER="
+    with served(WHEELS) as links:
+        if links:
+            arguments += f" --build-arg PIP_FIND_LINKS={links}"
+        env = {**os.environ, "TAG": tag, "BUILD_ARGS": arguments, "DOCKER_BUILDKIT": "0"}
+        done = subprocess.run(
+            [ROOT / "images" / "build", name], env=env, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+@contextmanager
+def served(folder: str | None) -> Iterator[str | None]:
+    """A folder over HTTP on loopback; its address, or None without a folder.
+
+    The port does not change from build to build, because it is part of Docker's cache key.
+    """
+    if folder is None or not Path(folder).is_dir():
+        yield None
+        return
+    port = 18977 if _free(18977) else free_ports(1)[0]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}/"
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(address, timeout=1).close()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.1)
+        yield address
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def _free(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def run(image: str, *command: str, env: Mapping[str, str] | None = None) -> str:
+    """Output of a command in a container as a cluster starts it: read-only root, /tmp writable."""
+    variables = [part for key, value in (env or {}).items() for part in ("-e", f"{key}={value}")]
+    done = subprocess.run(
+        ["docker", "run", "--rm", "--read-only", "--tmpfs", "/tmp:exec", "--cap-drop", "ALL",
+         "--security-opt", "no-new-privileges", "--network", "host", *variables, image, *command],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
