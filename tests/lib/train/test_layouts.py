@@ -29,6 +29,16 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "TP2 x DP2": (4, [TP + "2"]),
     "TP2 SP x DP2": (4, [TP + "2", SP]),
 }
+LIGHTNING = "trainer.engine=lightning"
+LIGHTNING_LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "Lightning on TP2": (2, [LIGHTNING, TP + "2"])
+}
+RESUMED: dict[str, tuple[int, list[str]]] = {
+    "on 1": (1, []),
+    "on DP2": (2, []),
+    "on TP4": (4, [TP + "4"]),
+    "on DP2 with Lightning": (2, [LIGHTNING]),
+}
 LORA = ["model.lora.rank=4", "optim.config.lr=1e-2"]
 LORA_LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "LoRA on 1": (1, LORA),
@@ -53,7 +63,7 @@ def runs(
 ) -> dict[str, Path]:
     """Folder of each layout's run; also a run saved at TP2 x DP2 and continued elsewhere."""
     root = tmp_path_factory.mktemp("layouts")
-    everything = [*LAYOUTS, *LORA_LAYOUTS, *TOKENIZER_LAYOUTS]
+    everything = [*LAYOUTS, *LORA_LAYOUTS, *TOKENIZER_LAYOUTS, *LIGHTNING_LAYOUTS]
     folders = {name: root / f"layout-{number}" for number, name in enumerate(everything)}
     scenarios = [
         {"world": world, "folder": str(folders[name]), "arguments": diffusion_arguments + extra}
@@ -66,7 +76,11 @@ def runs(
     saved = root / "saved"
     cut = [*diffusion_arguments, "trainer.max_steps=2"]
     scenarios.append({"world": 4, "folder": str(saved), "arguments": [*cut, TP + "2"]})
-    for name, world, extra in (("on 1", 1, []), ("on DP2", 2, []), ("on TP4", 4, [TP + "4"])):
+    scenarios += [
+        {"world": world, "folder": str(folders[name]), "arguments": diffusion_arguments + extra}
+        for name, (world, extra) in LIGHTNING_LAYOUTS.items()
+    ]
+    for name, (world, extra) in RESUMED.items():
         folders[name] = root / name.replace(" ", "-")
         scenarios.append(
             {
@@ -80,7 +94,7 @@ def runs(
     return folders
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
+@pytest.mark.parametrize("layout", [*list(LAYOUTS)[1:], *LIGHTNING_LAYOUTS])
 def test_losses_and_gradient_norms_equal_one_process(
     layout: str, runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]]
 ) -> None:
@@ -148,7 +162,7 @@ def test_tokenizers_train_alike_on_two_ranks(
         )
 
 
-@pytest.mark.parametrize("resumed", ["on 1", "on DP2", "on TP4"])
+@pytest.mark.parametrize("resumed", RESUMED)
 def test_a_checkpoint_of_tp2_x_dp2_continues_in_another_layout(
     resumed: str, runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]]
 ) -> None:

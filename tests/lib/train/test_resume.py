@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -90,7 +90,7 @@ class Run:
 @pytest.fixture
 def make_run(
     diffusion_arguments: list[str], store_env: dict[str, str], tmp_path: Path, storage_root: str
-) -> Iterator[object]:
+) -> Callable[[str], Run]:
     arguments = [
         *diffusion_arguments,
         f"trainer.max_steps={STEPS}",
@@ -106,7 +106,7 @@ def make_run(
         (tmp_path / name).mkdir()
         return Run(arguments, env, tmp_path / name, f"{storage_root}/{name}/")
 
-    yield make
+    return make
 
 
 def trace(store: ObjectStore, run: Run) -> list[tuple[object, ...]]:
@@ -123,7 +123,7 @@ def weights(store: ObjectStore, run: Run, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
-    make_run, store: ObjectStore
+    make_run: Callable[[str], Run], store: ObjectStore
 ) -> None:
     calm = make_run("calm")
     calm.finish()
@@ -146,7 +146,9 @@ def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
         assert "stopped by SIGTERM after step" in said
 
 
-def test_sigterm_exits_with_the_documented_code(make_run, store: ObjectStore) -> None:
+def test_sigterm_exits_with_the_documented_code(
+    make_run: Callable[[str], Run], store: ObjectStore
+) -> None:
     run = make_run("alone")
     arguments = [*run.arguments, f"log.log_dir={run.log}", f"log.store_uri={run.uri}"]
     process = subprocess.Popen(
