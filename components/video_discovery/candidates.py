@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from components.lib.video.container import VIDEO_SUFFIXES
-from components.video_discovery.sources import Entry
-
-SIDECAR_SUFFIXES = (".txt", ".json")
+from components.video_discovery.sources import SIDECAR_SUFFIXES, Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Ignored:
 def candidates(
     entries: Iterable[Entry], ignored: Ignored, *, any_suffix: bool = False
 ) -> Iterator[Candidate]:
-    """Videos of a listing, in its order. ``any_suffix`` takes every file for a video."""
+    """Videos of a listing, in its order. ``any_suffix`` takes all but sidecars."""
     for _, run in groupby(entries, key=lambda entry: _until_first_dot(entry.key)):
         group = list(run)
         sidecars: dict[str, list[str]] = {}
@@ -45,9 +43,11 @@ def candidates(
                 sidecars.setdefault(stem, []).append(entry.key)
         for entry in group:
             stem, suffix = _split(entry.key)
+            if suffix in SIDECAR_SUFFIXES:
+                continue
             if suffix in VIDEO_SUFFIXES or any_suffix:
                 yield Candidate(entry, tuple(sidecars.get(stem, ())))
-            elif suffix not in SIDECAR_SUFFIXES:
+            else:
                 ignored.files += 1
 
 

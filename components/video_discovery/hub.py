@@ -34,7 +34,7 @@ class HubSource:
             raise UserError(
                 f"'{source}' is not of the form hf://datasets/owner/name[@revision][/folder]."
             )
-        self.name = source
+        self.name, self.single = source, False
         self.repo = match["repo"]
         self.folder = (match["folder"] or "").strip("/")
         self.store = store

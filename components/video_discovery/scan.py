@@ -195,11 +195,11 @@ class _Inspector:
     ) -> Iterator[_Result]:
         """Results in the order of the listing, with a bounded number of files in flight."""
         ignored = Ignored()
-        single = bool(getattr(self.source, "single", False))
         window: deque[Future[_Result]] = deque()
         with ThreadPoolExecutor(2 * workers, thread_name_prefix="inspect") as threads:
             try:
-                for candidate in candidates(self.source.entries(), ignored, any_suffix=single):
+                entries = self.source.entries()
+                for candidate in candidates(entries, ignored, any_suffix=self.source.single):
                     findings.listed += 1
                     known = cache.get(candidate.entry)
                     window.append(threads.submit(self._one, candidate, known))

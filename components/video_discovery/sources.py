@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from components.lib.contract import UserError
-from components.lib.store import ObjectStore
+from components.lib.store import ObjectInfo, ObjectStore
 from components.lib.video.container import VIDEO_SUFFIXES
 
+SIDECAR_SUFFIXES = (".json", ".txt")
 MAX_SIDECAR_BYTES = 1 << 20
 
 
@@ -35,6 +36,7 @@ class Source(Protocol):
     """What discovery needs of a place that holds videos."""
 
     name: str
+    single: bool  # the source is one file, which is a video whatever its name
 
     def entries(self) -> Iterator[Entry]:
         """All files, ascending by the UTF-8 bytes of their key."""
@@ -91,7 +93,10 @@ class FolderSource:
 
     def entries(self) -> Iterator[Entry]:
         if self.single:
-            yield _file_entry(str(self.root), self.root.stat())
+            beside = [self.root.with_suffix(suffix) for suffix in SIDECAR_SUFFIXES]
+            found = {path for path in (self.root, *beside) if path.is_file()}
+            for path in sorted(found, key=lambda path: order_key(str(path))):
+                yield _file_entry(str(path), path.stat())
             return
         yield from self._walk(str(self.root))
 
@@ -134,24 +139,30 @@ def _file_entry(path: str, stat: os.stat_result) -> Entry:
     return Entry(path, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}")
 
 
+def _object_entry(info: ObjectInfo) -> Entry:
+    return Entry(info.uri, info.bytes, f"{info.bytes}-{info.etag}")
+
+
 class BucketSource:
     """Objects under an S3 prefix, or one object. Keys are URIs."""
 
     def __init__(self, prefix: str, store: ObjectStore) -> None:
         self.prefix, self.store = prefix, store
         self.name = prefix
+        self.single = not prefix.endswith("/") and store.stat(prefix) is not None
 
     def entries(self) -> Iterator[Entry]:
-        for info in self.store.list(self.prefix):
-            if info.uri.rsplit("/", 1)[-1].startswith("."):
-                continue
-            if self._inside(info.uri):
-                yield Entry(info.uri, info.bytes, f"{info.bytes}-{info.etag}")
-
-    def _inside(self, uri: str) -> bool:
-        """A prefix without a slash is a folder or an object, not the start of other names."""
-        rest = uri[len(self.prefix) :]
-        return self.prefix.endswith("/") or rest == "" or rest.startswith("/")
+        if self.single:
+            folder, _, base = self.prefix.rpartition("/")
+            stem = f"{folder}/{base.rpartition('.')[0] or base}"
+            uris = {self.prefix, *(stem + suffix for suffix in SIDECAR_SUFFIXES)}
+            found = [info for uri in sorted(uris, key=order_key) if (info := self.store.stat(uri))]
+            yield from map(_object_entry, found)
+            return
+        # A prefix without a slash is a folder, not the start of other names.
+        for info in self.store.list(self.prefix.rstrip("/") + "/"):
+            if not info.uri.rsplit("/", 1)[-1].startswith("."):
+                yield _object_entry(info)
 
     def uri(self, entry: Entry, sha256: str) -> str:
         return entry.key

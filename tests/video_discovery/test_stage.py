@@ -51,9 +51,10 @@ def test_one_file_is_a_source_whatever_its_name(
 ) -> None:
     path = tmp_path / "recording.dat"
     shutil.copy(clips["carphone"], path)
+    (tmp_path / "recording.txt").write_text("A phone call.")
     result = discover(path)
     (only,) = records(result)
-    assert only.frames == 120 and only.split == "train"
+    assert only.frames == 120 and only.split == "train" and only.prompt == "A phone call."
     assert result.manifest.summary["validation"] == "same-video"
 
 
@@ -289,7 +290,7 @@ def test_a_bucket_prefix_is_a_source(
     assert prompts["c.mp4"] == "A calm street." and prompts["a b.mp4"] == ""
     assert {record.drive for record in found} == {"", "1"}
     (one,) = records(discover(f"{prefix}/c.mp4"))
-    assert one.uri == f"{prefix}/c.mp4"
+    assert one.uri == f"{prefix}/c.mp4" and one.prompt == "A calm street."
     assert discover(source).reused
 
 

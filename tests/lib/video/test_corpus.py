@@ -120,3 +120,12 @@ def _check_picture(got: corpus.RGB, wanted: corpus.RGB, found: VideoProbe) -> No
     red = got[4 : found.height // 4 - 4, 4 : found.width // 4 - 4].mean(axis=(0, 1))
     assert error < limit
     assert found.pixel_format == "gray" or red[0] > 170 > 80 > red[1]
+
+
+def test_a_header_that_claims_a_giant_picture_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corpus.plain(tmp_path / "plain.mp4")
+    monkeypatch.setattr("components.lib.video.container.MAX_PIXELS", 128 * 96 - 1)
+    with pytest.raises(VideoError, match="claims 128 x 96 pixels"):
+        probe(path)
