@@ -22,7 +22,7 @@ check: $(READY) ## ruff, mypy, and that the compiled pipelines are up to date
 	$(BIN)/cosmos-pipelines compile --check
 
 unit: $(READY) ## The tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
 
 bench: $(READY) ## Side-by-side measurements, one row per comparison
 	$(BIN)/python -m tests.benchmarks

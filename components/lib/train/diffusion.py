@@ -97,7 +97,8 @@ class DiffusionTask:
             )
         self._partial = set(tp_partial_gradient_names(self._dit))
         if config.model.lora.rank:
-            add_lora(self._dit, config.model.lora)
+            mixed = config.trainer.precision == "bf16-mixed"
+            add_lora(self._dit, config.model.lora, torch.bfloat16 if mixed else None)
             trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
             self._partial = (self._partial & trained) | partial_names(self.model)
         self._trainable = sum(

@@ -56,13 +56,18 @@ class LoraRow(RowLinear):
         return F.linear(x, self.weight) + self.lora_scale * update
 
 
-def add_lora(model: DiT, config: LoraConfig) -> None:
+def add_lora(model: DiT, config: LoraConfig, frozen: torch.dtype | None = None) -> None:
     """Freeze the model and give every target layer of every block its factors (not yet drawn).
+
+    ``frozen`` is the dtype of the frozen weights (None: as they are). They need no fp32 master
+    copy: bf16 halves their memory and is what the official weights are.
 
     Raises UserError for a target that names no layer, AssertionError when the number of trainable
     parameters is not what the geometry says.
     """
     model.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(frozen or parameter.dtype)
     scale = (config.alpha or config.rank) / config.rank
     found: set[str] = set()
     for name, layer in model.blocks.named_modules():
@@ -72,10 +77,10 @@ def add_lora(model: DiT, config: LoraConfig) -> None:
         found.add(target)
         weight = layer.weight
         layer.register_parameter(
-            "lora_a", nn.Parameter(weight.new_zeros(config.rank, weight.shape[1]))
+            "lora_a", nn.Parameter(_zeros(weight, config.rank, weight.shape[1]))
         )
         layer.register_parameter(
-            "lora_b", nn.Parameter(weight.new_zeros(weight.shape[0], config.rank))
+            "lora_b", nn.Parameter(_zeros(weight, weight.shape[0], config.rank))
         )
         # The layer keeps its identity (names, hooks, attributes); only its forward changes.
         layer.__class__ = LoraColumn if isinstance(layer, ColumnLinear) else LoraRow
@@ -93,6 +98,10 @@ def add_lora(model: DiT, config: LoraConfig) -> None:
     )
     wanted = trainable_count(model.config, config)
     assert trainable == wanted, f"{trainable} trainable parameters, expected {wanted}"
+
+
+def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return like.new_zeros(shape, dtype=torch.float32)
 
 
 def trainable_count(dit: DiTConfig, config: LoraConfig) -> int:

@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 from components.lib.cosmos.dit_block import Checkpointing
 
 #: Activations that a block keeps, in units of tokens x batch x hidden x 2 bytes.
-KEPT: dict[Checkpointing, float] = {"full": 1.0, "selective": 4.0, "light": 14.0, "none": 26.0}
+KEPT: dict[Checkpointing, float] = {"full": 1.0, "selective": 4.0, "light": 13.5, "none": 23.0}
 #: Units that are alive while one block runs backward, beyond what the others keep.
-WORKING = 24.0
+WORKING = 21.0
 #: Part of the free memory that is planned with; the rest is for fragmentation and libraries.
 USABLE = 0.92
 LADDER: tuple[Checkpointing, ...] = ("full", "selective", "light", "none")
@@ -47,15 +47,16 @@ def plan_recompute(blocks: int, unit_bytes: float, free_bytes: float) -> list[Ch
 
 
 def free_after_state(model: nn.Module, *, ema: bool) -> float:
-    """Bytes of this CUDA device that weights, gradients, Adam's moments and EMA will leave.
+    """Bytes of this CUDA device that weights, Adam's moments and EMA will leave.
 
-    Computed from the sharded parameters, so it is the same before and after the first step.
+    Gradients are left out: they grow during the backward pass while activations go. Computed from
+    the sharded parameters, so it is the same before and after the first step.
     """
     state = 0.0
     largest = 0
     for parameter in model.parameters():
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        copies = (4 + ema) if parameter.requires_grad else 1
+        copies = (3 + ema) if parameter.requires_grad else 1
         state += local.numel() * local.element_size() * copies
     for block in model.get_submodule("blocks").children():
         largest = max(largest, sum(p.numel() for p in block.parameters()))
