@@ -18,6 +18,7 @@ class Checkpointing(StrEnum):
     """Which activations training recomputes."""
 
     none = "none"
+    light = "light"
     selective = "selective"
     full = "full"
 

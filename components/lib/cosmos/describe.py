@@ -7,6 +7,7 @@ and needs neither torch nor the weights.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,8 @@ from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS, TokenizerC
 
 ModelSettings = DiTConfig | TokenizerConfig
 
-OFFICIAL_NAMES = {
-    "Cosmos-1.0-Diffusion-7B-Text2World": "7B",
-    "Cosmos-1.0-Diffusion-14B-Text2World": "14B",
-    "Cosmos-1.0-Diffusion-7B-Video2World": "7B-V2W",
-    "Cosmos-1.0-Diffusion-14B-Video2World": "14B-V2W",
-    "Cosmos-1.0-Tokenizer-CV8x8x8": "CV8x8x8",
-    "Cosmos-1.0-Tokenizer-DV8x16x16": "DV8x16x16",
-}
+#: What published names hold beyond the size that names a preset.
+_AROUND = re.compile(r"^nvidia/|^cosmos-(1\.0-)?|^(diffusion|dit|tokenizer)-|-text2world$|-t2w$")
 
 
 class Clip(Frozen):
@@ -44,10 +39,11 @@ class Clip(Frozen):
 
 def find_model(model: str) -> tuple[str, ModelSettings]:
     """Name and settings of a preset, a published model or a canonical model folder."""
-    name = OFFICIAL_NAMES.get(model.removeprefix("nvidia/"), model)
     presets: dict[str, ModelSettings] = {**DIT_PRESETS, **TOKENIZER_PRESETS}
-    if name in presets:
-        return name, presets[name]
+    short = preset_name(model)
+    for name, settings in presets.items():
+        if name.lower() == short:
+            return name, settings
     if Path(model).is_dir():
         return _from_folder(Path(model))
     known = ", ".join(presets)
@@ -55,6 +51,14 @@ def find_model(model: str) -> tuple[str, ModelSettings]:
         f"There is no model '{model}'. Give a model folder, a published name such as "
         f"Cosmos-1.0-Diffusion-7B-Text2World, or one of: {known}."
     )
+
+
+def preset_name(model: str) -> str:
+    """A published name cut down to its preset's, in lower case: ``7b-v2w``, ``cv8x8x8``."""
+    short, before = model.strip().lower(), ""
+    while short != before:
+        before, short = short, _AROUND.sub("", short)
+    return short.replace("-video2world", "-v2w")
 
 
 def _from_folder(folder: Path) -> tuple[str, ModelSettings]:

@@ -211,12 +211,12 @@ def test_dit_equals_diffusers(name: str, size: tuple[int, int, int]) -> None:
     assert_equal(worst_difference(CONFIGS[name], size))
 
 
-@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+@pytest.mark.parametrize("checkpointing", ["light", "selective", "full"])
 def test_activation_checkpointing_changes_nothing(checkpointing: str) -> None:
     assert_equal(worst_difference(SMALL, (3, 8, 12), checkpointing=checkpointing))
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "light", "selective", "full"])
 def test_all_blocks_together_compile_to_one_graph(checkpointing: str) -> None:
     torch._dynamo.reset()
     config = SMALL.model_copy(update={"layers": 10})  # more than the recompilation limit
