@@ -95,7 +95,7 @@ _LEVELS = (8, 8, 8, 5, 5, 5)
 
 TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "CV8x8x8": TokenizerConfig(statistics="cv8x8x8"),
-    # 49 frames is the clip length the discrete tokenizers were trained on
+    # no window is published for DV; 49 frames is the clip length of the reference's finetuning
     "DV8x16x16": TokenizerConfig(latent_channels=6, spatial=16, fsq_levels=_LEVELS, window=49),
     "tiny-cv": TokenizerConfig(channels=16),
     "tiny-dv": TokenizerConfig(
