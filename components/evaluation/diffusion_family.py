@@ -20,6 +20,8 @@ from components.lib.report.scores import HELD_OUT, Better, ClipScore, Role
 from components.lib.train.prompts import PromptSource
 from components.lib.video.encode import write_mp4
 
+PREVIEW_LATENTS = 2
+
 
 class DiffusionFamily(Setting):
     """Held-out loss on fixed noise; pictures of one denoising step where a tokenizer is known."""
@@ -39,6 +41,7 @@ class DiffusionFamily(Setting):
         self.sampled: dict[str, dict[str, Any]] = {}
         self.real: list[Any] = []
         self.tokenizer: Any | None = None
+        self.films: dict[tuple[str, str], Any] = {}
 
     def measure(
         self, role: Role, folder: Path, sets: Mapping[str, HeldOut]
@@ -121,8 +124,16 @@ class DiffusionFamily(Setting):
     def _frames(self, latent: Any, clip: LatentClip) -> list[Any]:
         if self.tokenizer is None:
             return pictures.latent_frames(latent, clip.latent, COLUMNS)
-        frames = self._decoded(latent)
+        # The decoder is causal: the first latents show the first frames, at a part of the cost.
+        frames = self._decoded(latent[:, :PREVIEW_LATENTS])
         return [frames[i] for i in pictures.pick(len(frames), COLUMNS)]
+
+    def _film(self, prompt: str, role: str, rows: Mapping[str, Any]) -> list[Any]:
+        """Frames of a made video for its strip; the whole film is kept for the MP4."""
+        if self.tokenizer is None:
+            return pictures.latent_frames(rows[role], rows["clip"].latent, COLUMNS)
+        film = self.films[prompt, role] = self._decoded(rows[role])
+        return [film[i] for i in pictures.pick(len(film), COLUMNS)]
 
     def _decoded(self, latent: Any) -> Any:
         assert self.tokenizer is not None, "callers look first"
@@ -146,7 +157,7 @@ class DiffusionFamily(Setting):
         found = []
         for number, (prompt, rows) in enumerate(self.sampled.items()):
             roles = [role for role in SHORT if role in rows]
-            frames = pictures.beside([self._decoded(rows[role]) for role in roles])
+            frames = pictures.beside([self.films[prompt, role] for role in roles])
             path = self.scratch / "beside.mp4"
             write_mp4(path, frames, rows["clip"].info.fps, crf=23)
             names = ", ".join(SHORT[role].replace("\n", " ") for role in roles)

@@ -77,7 +77,7 @@ class EvaluationConfig(StageConfig):
     crop: int = Field(
         256, ge=0, description="Tokenizer: largest side of the centre crop; 0: whole picture."
     )
-    shown: int = Field(3, ge=0, le=16, description="Clips that are shown as pictures.")
+    shown: int = Field(2, ge=0, le=16, description="Clips that are shown as pictures.")
     device: str = operational("auto", "'auto' (a GPU when there is one), 'cpu' or 'cuda:N'.")
 
 
