@@ -36,7 +36,7 @@ def rows(short: bool = False) -> list[Row]:
         with EmbeddedStore(folder / "workspace") as server:
             store = server.client()
             try:
-                return measure(folder, source, store, server.env, rounds=3)
+                return measure(folder, source, store, server.env, 3 if short else 2)
             finally:
                 store.close()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -28,7 +29,7 @@ from components.lib.store.errors import (
 from components.lib.store.metadata import NONCE_HEADER, to_headers
 from components.lib.store.reader import open_reader
 from components.lib.store.session import ObjectInfo, Session
-from components.lib.store.transfer import SPAN, BytesSource, FileSource, download, now, upload
+from components.lib.store.transfer import SPAN, BytesSource, FileSource, download, upload
 from components.lib.store.uri import split_uri, writable_uri
 
 __all__ = ["ObjectExists", "ObjectInfo", "ObjectStore", "StoreError"]
@@ -104,7 +105,7 @@ class ObjectStore:
         digest, etag = upload(
             self.session, BytesSource(data), uri, lambda sha, size: to_headers(uri, sha, size, meta)
         )
-        return ObjectInfo(uri, len(data), etag, now(), digest, dict(meta or {}))
+        return ObjectInfo(uri, len(data), etag, time.time(), digest, dict(meta or {}))
 
     def _create(self, uri: str, data: bytes, meta: Mapping[str, Any] | None) -> ObjectInfo:
         taken = f"{uri} exists already and is only created, never replaced. Choose another name."
@@ -129,7 +130,7 @@ class ObjectStore:
         if response.headers.get(NONCE_HEADER) != nonce:
             raise ObjectExists(taken)
         etag = str(response.headers.get("etag", "")).strip('"')
-        return ObjectInfo(uri, len(data), etag, now(), digest, dict(meta or {}))
+        return ObjectInfo(uri, len(data), etag, time.time(), digest, dict(meta or {}))
 
     def put_file(self, path: Path, uri: str, meta: Mapping[str, Any] | None = None) -> ObjectInfo:
         """Upload a local file; large ones in parallel parts."""
@@ -141,7 +142,7 @@ class ObjectStore:
             )
         finally:
             source.close()
-        return ObjectInfo(uri, source.size, etag, now(), digest, dict(meta or {}))
+        return ObjectInfo(uri, source.size, etag, time.time(), digest, dict(meta or {}))
 
     def get_file(
         self, uri: str, path: Path, sha256: str | None = None, durable: bool = True

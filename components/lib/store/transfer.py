@@ -17,23 +17,24 @@ import errno
 import hashlib
 import os
 import secrets
-import time
+import stat
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from minio.error import S3Error
 from urllib3.exceptions import HTTPError
 
 from components.lib.store.errors import RequestError, StoreError, corrupt
-from components.lib.store.session import ObjectInfo, Session
+from components.lib.store.session import ObjectInfo, Session, Sink
 
 SINGLE = 32 << 20
 PART = 16 << 20
 SPAN = 32 << 20
 MAX_PARTS = 10_000
 _PIECE = 1 << 20
+T = TypeVar("T")
 MakeHeaders = Callable[[str, int], dict[str, str]]
 
 
@@ -68,9 +69,12 @@ class FileSource:
             raise StoreError(
                 f"{path} cannot be read ({error.strerror}). Check its permissions."
             ) from error
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            os.close(self.fd)
+            raise StoreError(f"{path} is not a file. Give the path of a file to upload.")
         self.path = path
         self.state = self._state()
-        self.size = os.fstat(self.fd).st_size
+        self.size = self.state[0]
 
     def _state(self) -> tuple[int, int]:
         status = os.fstat(self.fd)
@@ -170,16 +174,19 @@ def _send_parts(session: Session, source: Source, uri: str, headers: dict[str, s
         raise
 
 
-def _in_order(futures: list[Future[str]]) -> list[str]:
+def _in_order(futures: list[Future[T]]) -> list[T]:
     try:
         return [future.result() for future in futures]
     except BaseException:
-        for future in futures:
-            future.cancel()
-        for future in futures:
-            if not future.cancelled():
-                future.exception()
+        _settle(futures)
         raise
+
+
+def _settle(futures: list[Future[T]]) -> None:
+    """Cancel what has not begun and wait for the rest, which may still use an open file."""
+    for future in futures:
+        future.cancel()
+    wait(future for future in futures if not future.cancelled())
 
 
 def download(
@@ -218,49 +225,40 @@ def _fetch(session: Session, info: ObjectInfo, fd: int, response: object) -> str
     digest = hashlib.sha256()
     first = min(SPAN, info.bytes)
 
-    def fetch(start: int) -> str:
-        _Placer(fd, start).feed(session, uri, min(SPAN, info.bytes - start), etag)
-        return ""
+    def fetch(start: int) -> None:
+        length = min(SPAN, info.bytes - start)
+        session.copy_range(uri, start, length, etag, _placed(fd, start, None))
 
     starts = range(first, info.bytes, SPAN)
     rest = [session.leaf.submit(fetch, start) for start in starts]
     try:
         if first:
-            _Placer(fd, 0, digest).feed(session, uri, first, etag, response)
+            session.copy_range(uri, 0, first, etag, _placed(fd, 0, digest), response)
         for start, future in zip(starts, rest, strict=True):
             future.result()
             end = min(start + SPAN, info.bytes)
             for at in range(start, end, _PIECE):
                 digest.update(os.pread(fd, min(_PIECE, end - at), at))
     except BaseException:
-        for future in rest:
-            future.cancel()
-        for future in rest:
-            if not future.cancelled():
-                future.exception()
+        _settle(rest)
         raise
     return digest.hexdigest()
 
 
-class _Placer:
-    """Writes the pieces of one range to their place in the file, and hashes them if asked."""
+def _placed(fd: int, start: int, digest: hashlib._Hash | None) -> Sink:
+    """A sink that writes its pieces one after another from ``start`` on, and hashes them."""
+    at = start
 
-    def __init__(self, fd: int, at: int, digest: object = None) -> None:
-        self.fd, self.start, self.at, self.digest = fd, at, at, digest
+    def place(piece: memoryview) -> None:
+        nonlocal at
+        if digest is not None:
+            digest.update(piece)
+        while piece:
+            count = os.pwrite(fd, piece, at)
+            at += count
+            piece = piece[count:]
 
-    def feed(
-        self, session: Session, uri: str, length: int, etag: str, response: object = None
-    ) -> None:
-        session.copy_range(uri, self.start, length, etag, self.place, response)
-
-    def place(self, piece: memoryview) -> None:
-        if self.digest is not None:
-            self.digest.update(piece)  # type: ignore[attr-defined]
-        rest = piece
-        while rest:
-            count = os.pwrite(self.fd, rest, self.at)
-            self.at += count
-            rest = rest[count:]
+    return place
 
 
 def _compare(uri: str, expected: str | None, got: str | None) -> None:
@@ -276,8 +274,3 @@ def _local(error: OSError, uri: str, path: Path, size: int) -> StoreError:
     return StoreError(
         f"{path} cannot be written ({error.strerror}), so {uri} was not fetched. Check the folder."
     )
-
-
-def now() -> float:
-    """Seconds since the epoch."""
-    return time.time()

@@ -236,6 +236,8 @@ def test_the_callers_digest_counts_too(
 def test_a_missing_local_file(store: ObjectStore, storage_root: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"There is no file .*nothing to upload"):
         store.put_file(tmp_path / "nothing", f"{storage_root}/x")
+    with pytest.raises(UserError, match="is not a file"):
+        store.put_file(tmp_path, f"{storage_root}/x")
 
 
 def test_a_target_that_cannot_be_written(

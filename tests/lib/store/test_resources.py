@@ -145,3 +145,16 @@ def self_signed(folder: Path) -> Path:
         )
     )
     return path
+
+
+def test_connections_are_used_again(store: ObjectStore, storage_root: str, tmp_path: Path) -> None:
+    client = store.with_settings(workers=2)
+    for number in range(20):
+        client.put_bytes(f"{storage_root}/{number}", b"x" * 1000)
+        client.get_bytes(f"{storage_root}/{number}")
+        client.get_file(f"{storage_root}/{number}", tmp_path / "x")
+        client.stat(f"{storage_root}/{number}")
+    pool = client.session.pool.connection_from_url(client.settings.endpoint)
+    assert pool.num_requests >= 80
+    assert pool.num_connections <= 2
+    client.close()
