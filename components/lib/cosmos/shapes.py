@@ -13,6 +13,7 @@ from components.lib.cosmos.dit_config import DiTConfig
 from components.lib.cosmos.tokenizer_config import TokenizerConfig
 
 Shapes = dict[str, tuple[int, ...]]
+Entry = tuple[str, tuple[int, ...]]
 
 
 def dit_shapes(config: DiTConfig) -> Shapes:
@@ -30,7 +31,7 @@ def parameter_count(shapes: Shapes) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if name != "pos_embedder.seq")
 
 
-def _dit(config: DiTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _dit(config: DiTConfig) -> Iterator[Entry]:
     hidden, rank, size = config.hidden, config.adaln_rank, config.head_dim
     frames = config.max_frames // config.patch_temporal
     height = config.max_height // config.patch_spatial
@@ -61,9 +62,6 @@ def _dit(config: DiTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "final_layer.adaLN_modulation.1.weight", (rank, hidden)
     yield "final_layer.adaLN_modulation.2.weight", (2 * hidden, rank)
     yield "affline_norm.weight", (hidden,)
-
-
-Entry = tuple[str, tuple[int, ...]]
 
 
 def _tokenizer(config: TokenizerConfig) -> Iterator[Entry]:
