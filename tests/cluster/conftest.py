@@ -246,6 +246,7 @@ def launch(account_config: Path, tmp_path: Path, image: str) -> Iterator[Callabl
 
     yield start
     for item in started:
+        print(f"== {item.log}\n{item.text}")
         if item.child.poll() is None:
             item.kill(signal.SIGTERM)
             item.wait(60)

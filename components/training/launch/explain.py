@@ -27,6 +27,9 @@ HOPELESS = frozenset(
         "RunContainerError",
     }
 )
+_EPILOGUE = re.compile(
+    r"torch/distributed/elastic/\S+ failed \(exitcode|Sending process \d+ closing"
+)
 _SIGNALS = {
     134: "aborted (SIGABRT)",
     137: "killed (SIGKILL)",
@@ -183,6 +186,19 @@ def _ended(ended: Mapping[str, Any], request: LaunchRequest) -> str:
     if ended.get("reason") not in (None, "Error", "Completed"):
         text += f" ({ended['reason']}: {ended.get('message', '')})"
     return text
+
+
+def last_lines(text: str, count: int) -> str:
+    """The last lines that say something: without what torchrun prints after a rank has failed.
+
+    That is some forty lines about torchrun itself, which would bury the reason.
+    """
+    lines = text.rstrip().splitlines()
+    for index, line in enumerate(lines):
+        if _EPILOGUE.search(line) and index:
+            lines = lines[:index]
+            break
+    return "\n".join(lines[-count:])
 
 
 def event_reason(events: Iterable[Mapping[str, Any]]) -> str | None:

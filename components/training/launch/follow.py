@@ -18,7 +18,7 @@ from components.lib.contract import Frozen
 from components.training.launch.interface import Backend
 from components.training.launch.kube import ApiError, Cluster
 
-_KEPT = 40
+_KEPT = 200
 _STEP = re.compile(r"\bstep[s:=]*\s*(\d+)(?:\s*/\s*(\d+))?|(\d+)\s*/\s*(\d+)\s+steps?\b", re.I)
 _LOSS = re.compile(r"\bloss[=:\s]+([-+.\deE]+)", re.I)
 _ETA = re.compile(r"([\d.]+)\s*s\s+left|\beta[=:\s]+([\d.]+)\s*s?", re.I)

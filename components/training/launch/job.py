@@ -36,6 +36,7 @@ from components.training.launch.interface import (
 from components.training.launch.kube import ApiError, Cluster
 
 _LINES = 20
+_READ = 200
 # A change of these makes it another run of the same job, not another job.
 _HARMLESS = frozenset({"labels", "start_timeout_seconds", "delete_on_success", "grace_seconds"})
 
@@ -231,7 +232,7 @@ class _Run:
             sentence += f" {cause.sentence}."
             lines = self.endings[cause.key][1]
         else:
-            lines = "\n".join(list(self.follower.tail)[-_LINES:])
+            lines = explain.last_lines("\n".join(self.follower.tail), _LINES)
         if lines:
             sentence += f" Last lines:\n{_indent(lines)}"
         raise UserError(sentence)
@@ -242,9 +243,10 @@ class _Run:
             for ending in explain.bad_endings(pod, self.request):
                 if ending.key in self.endings:
                     continue
-                lines = self.cluster.pod_log(
-                    ending.pod, self.backend.container, lines=_LINES, previous=not ending.current
+                text = self.cluster.pod_log(
+                    ending.pod, self.backend.container, lines=_READ, previous=not ending.current
                 )
+                lines = explain.last_lines(text, _LINES)
                 self.endings[ending.key] = (ending, lines)
                 shown = f". Last lines:\n{_indent(lines)}" if lines else ""
                 self.progress.log(f"{ending.sentence}{shown}")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from components.lib.contract import UserError
+from components.training.launch import explain
 from components.training.launch.interface import PROGRESS_ANNOTATION
 from components.training.launch.job import run_job
 from components.training.launch.pytorchjob import PyTorchJob
@@ -301,3 +302,15 @@ def test_a_failed_trainjob_fails_the_step(launch: Any, kubernetes: Any) -> None:
     )
     with pytest.raises(UserError, match="active deadline of 3600 s"):
         launch(TrainJob())
+
+
+def test_torchrun_s_epilogue_does_not_bury_the_reason() -> None:
+    text = (
+        "step 1\nTraceback (most recent call last):\nValueError: the reason\n"
+        "E1124 12:49:00.1 7 torch/distributed/elastic/multiprocessing/api.py:984] failed "
+        "(exitcode: 1) local_rank: 0\nTraceback (most recent call last):\n"
+        + "  File torchrun\n"
+        * 40
+    )
+    assert explain.last_lines(text, 20).endswith("ValueError: the reason")
+    assert explain.last_lines("one\ntwo\nthree", 2) == "two\nthree"
