@@ -34,7 +34,7 @@ def rows(short: bool = False) -> Iterator[Row]:
             ours, peer = contest(
                 partial(_ours, video),
                 partial(_peer, video),
-                2 if short else 5,
+                3 if short else 5,
             )
             yield f"decode to RGB, {name} (frames/s)", ours, peer, ours / peer
 
