@@ -65,7 +65,7 @@ def strip(
             )
             sheet.paste(cell, (label_width + column * (cell_width + GAP), top))
     stream = io.BytesIO()
-    sheet.save(stream, "JPEG", quality=88, optimize=True)
+    sheet.save(stream, "JPEG", quality=82, optimize=True)
     return stream.getvalue()
 
 

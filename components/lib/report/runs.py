@@ -38,8 +38,6 @@ MOODS: dict[str, Mood] = {
 # Quantities a training run may log, in the order of the report: key, axis label, log scale.
 RATES = (
     ("mfu", "model FLOP utilisation", False),
-    ("tokens_per_second", "tokens per second", False),
-    ("samples_per_second", "samples per second", False),
     ("step_seconds", "seconds per step", False),
     ("data_wait_seconds", "seconds waiting for data", False),
     ("grad_norm", "gradient norm", True),
@@ -158,11 +156,19 @@ def charts(runs: Sequence[Run]) -> tuple[Chart, list[Chart], list[Chart]]:
     ]
     rates = [
         chart
-        for key, label, log in RATES
+        for key, label, log in [*_throughputs(runs), *RATES]
         for chart in [_shared(runs, key, label, "train", log=log)]
         if chart.lines
     ]
     return loss_chart(runs), held, rates
+
+
+def _throughputs(runs: Sequence[Run]) -> list[tuple[str, str, bool]]:
+    """Whatever the runs count per second (tokens, pixels, …): key, label, linear."""
+    keys = {key for run in runs for key in run.series.get("train", {})}
+    return [
+        (key, key.replace("_", " "), False) for key in sorted(keys) if key.endswith("_per_second")
+    ]
 
 
 def _shared(runs: Sequence[Run], key: str, label: str, split: str, *, log: bool) -> Chart:
