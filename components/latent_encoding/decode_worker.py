@@ -16,6 +16,7 @@ import ctypes
 import json
 import mmap
 import os
+import resource
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ from components.lib.video.frames import iter_frames
 
 PR_SET_PDEATHSIG = 1
 TICK_S = 1.0
+MEMORY_BYTES = 8 << 30
 # Decoding runs ahead as far as its ring allows; the encoder, which all else waits for, goes first.
 NICE = 5
 
@@ -111,10 +113,22 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def limit_resources(ring_bytes: int) -> None:
+    """Bound what a hostile file can make the decoder take: memory, and no files at all."""
+    memory = ring_bytes + MEMORY_BYTES
+    for limit, value in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+
+
 def main() -> None:
     """Serve runs until the parent goes away. Arguments: socket and ring descriptors, ring bytes."""
     die_with_parent()
     os.nice(NICE)
+    limit_resources(int(sys.argv[3]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     socket, ring, size = (int(value) for value in sys.argv[1:4])
     connection = Connection(socket)
@@ -131,6 +145,8 @@ def main() -> None:
                 raise
             except VideoError as error:
                 send(connection, {"failed": error.reason})
+            except MemoryError:
+                send(connection, {"failed": "decoding it needs more memory than allowed"})
     except (EOFError, BrokenPipeError):
         return
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_GAP = 96
 # One decoding job covers at most about this many frames, so that a long video spreads over cores.
 MAX_RUN = 1_536
-# Without held-out videos every tenth clip validates instead.
+# Without held-out videos one clip in ten validates instead.
 FALLBACK_VALIDATION = 10
 
 Split = Literal["train", "validation"]
@@ -191,8 +191,9 @@ def ensure_validation(
 ) -> tuple[list[ClipInfo], Literal["held-out", "same-video", "same-clip", "none"]]:
     """Give the validation split something to hold when no usable video was held out for it.
 
-    Every tenth clip moves over, at least one; a single clip serves both splits. The second value
-    says which it was, for the report.
+    The last tenth of the clips moves over, at least one: the end of the last video, which shares
+    fewer frames with the training clips than clips in between would, and is decoded only once.
+    A single clip serves both splits. The second value says which it was, for the report.
     """
     if not infos:
         return [], "none"
@@ -200,12 +201,9 @@ def ensure_validation(
         return list(infos), "held-out"
     if len(infos) == 1:
         return [infos[0], infos[0].model_copy(update={"split": "validation"})], "same-clip"
-    step = min(FALLBACK_VALIDATION, len(infos))
-    moved = [
-        info.model_copy(update={"split": "validation"}) if position % step == step - 1 else info
-        for position, info in enumerate(infos)
-    ]
-    return moved, "same-video"
+    kept = len(infos) - max(1, len(infos) // FALLBACK_VALIDATION)
+    moved = [info.model_copy(update={"split": "validation"}) for info in infos[kept:]]
+    return [*infos[:kept], *moved], "same-video"
 
 
 def plan_split(infos: Sequence[ClipInfo], split: Split, settings: PlanSettings) -> list[ShardPlan]:

@@ -179,3 +179,10 @@ def test_no_process_outlives_the_pool(clips: dict[str, Path]) -> None:
             assert isinstance(event, DecodedClip)
             break
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_decoders_see_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-store")
+    with DecodePool(1, ring(12), 60) as pool:
+        environ = Path(f"/proc/{pool.workers[0].process.pid}/environ").read_bytes()
+    assert b"secret-of-the-store" not in environ
