@@ -144,9 +144,12 @@ def _initial_weight(name: str, shape: tuple[int, ...], seed: int) -> torch.Tenso
     fan_in = 1
     for size in shape[1:]:
         fan_in *= size
-    # What is added to a residual stream starts small, so that depth does not blow it up.
-    added = ".conv2.1." in name or ".proj_out." in name
-    return _normal(name, shape, (0.2 if added else 1.0) / fan_in**0.5, seed)
+    gain = 1.0
+    if ".conv2.1." in name or ".proj_out." in name:
+        gain = 0.2  # what is added to a residual stream starts small: depth must not blow it up
+    elif name.startswith("decoder.conv_out.1."):
+        gain = 0.1  # a pixel is a sum over 64 wavelet bands; this makes videos of a video's size
+    return _normal(name, shape, gain / fan_in**0.5, seed)
 
 
 def _normal(name: str, shape: tuple[int, ...], deviation: float, seed: int) -> torch.Tensor:
