@@ -28,7 +28,11 @@ print(json.dumps({"counts": result.manifest.summary["counts"], "peak_mb": peak})
 
 
 def test_many_objects_take_little_memory(
-    storage_root: str, store_env: dict[str, str], make_video: Callable[..., Path], tmp_path: Path
+    storage_root: str,
+    store_env: dict[str, str],
+    make_video: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
@@ -49,6 +53,8 @@ def test_many_objects_take_little_memory(
         check=True,
     )
     found = json.loads(done.stdout.splitlines()[-1])
+    record_property("peak_mb", found["peak_mb"])
+    print(f"{OBJECTS} objects: {found['peak_mb']:.0f} MB at most")
     assert found["counts"]["listed"] == OBJECTS
     assert found["counts"]["ok"] == -(-OBJECTS // 4)
     assert found["peak_mb"] < 500

@@ -45,6 +45,7 @@ def test_memory_stays_flat(clips: dict[str, Path], tmp_path: Path) -> None:
         [sys.executable, "-c", PROGRAM, str(path)], capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout)
+    print(f"{found['frames']} frames: {found['peak_mb']:.0f} MB at most")
     assert found["frames"] == 132 * times
     assert found["clips"] == 20 * 33
     # Twenty clips of 89 MB are made, never held: one is, beside the decoder's own frames.
