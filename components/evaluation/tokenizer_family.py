@@ -42,7 +42,7 @@ class TokenizerFamily(Setting):
         try:
             return self._distance(load_manifest(ref.uri, self.store)), ""
         except UserError as error:
-            return None, str(error)
+            return None, str(error).split(",")[0]
 
     def _distance(self, manifest: Manifest) -> tokenizer.FeatureDistance:
         folder = download_model(manifest, self.store, self.scratch / "vgg")
