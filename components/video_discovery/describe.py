@@ -22,10 +22,6 @@ PROMPT_KEYS = ("prompt", "caption", "text", "language_instruction_0")
 FILE_KEYS = ("file", "video", "path", "uri", "name", "file_name")
 DRIVE_KEYS = ("drive", "drive_id", "trip", "session")
 VEHICLE_KEYS = ("vehicle", "vehicle_id", "robot", "vin")
-DEFAULT_PATTERN = (
-    r"(?:^|/)(?:drive|trip|session)[=_-](?P<drive>[^/.]+)"
-    r"|(?:^|/)(?:vehicle|car|truck|robot)[=_-](?P<vehicle>[^/.]+)"
-)
 _LAYOUT_FOLDERS = (("instructions", ".json"), ("metas", ".txt"))
 
 

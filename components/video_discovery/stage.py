@@ -20,13 +20,16 @@ from pydantic import Field
 from components.lib.contract import Progress, StageConfig, UserError, operational
 from components.lib.manifest import Manifest, digest_json
 from components.lib.stage import Output, StageResult, StageSpec, execute
-from components.video_discovery.describe import DEFAULT_PATTERN
 
 if TYPE_CHECKING:
     from components.lib.store import ObjectStore
     from components.video_discovery.scan import Findings
 
 SPEC = StageSpec(name="video_discovery", version="1", kind="videos")
+DEFAULT_PATTERN = (
+    r"(?:^|/)(?:drive|trip|session)[=_-](?P<drive>[^/.]+)"
+    r"|(?:^|/)(?:vehicle|car|truck|robot)[=_-](?P<vehicle>[^/.]+)"
+)
 
 
 class VideoDiscoveryConfig(StageConfig):

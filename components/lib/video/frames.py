@@ -94,7 +94,7 @@ def iter_clips(
         for start in sorted(starts):
             _check_range(source, start, start + count, len(wanted))
             numbers = wanted[start : start + count].tolist()
-            yield start, _stack(decoder.pictures(numbers, painter), count)
+            yield start, _stack(decoder.pictures(numbers, painter), count, decoder.name)
 
 
 def read_clip(
@@ -113,14 +113,16 @@ def read_clip(
         source, start=start, count=count, size=size, resize=resize, fps=fps, index=index,
         threads=threads,
     )  # fmt: skip
-    return _stack(frames, count)
+    return _stack(frames, count, source_name(source))
 
 
-def _stack(frames: Iterator[RGB], count: int) -> RGB:
+def _stack(frames: Iterator[RGB], count: int, name: str) -> RGB:
     clip: RGB | None = None
     for number, frame in enumerate(frames):
         if clip is None:
             clip = np.empty((count, *frame.shape), dtype=np.uint8)
+        if frame.shape != clip.shape[1:]:
+            raise VideoError(name, f"its frames change size within a clip (at number {number})")
         clip[number] = frame
     return clip if clip is not None else np.empty((0, 0, 0, 3), dtype=np.uint8)
 

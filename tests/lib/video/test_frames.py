@@ -111,3 +111,15 @@ def test_seeking_in_interlaced_video_gives_the_frames_of_the_whole(
     assert comb < np.abs(woven[30][::2].astype(int) - woven[30][1::2]).mean()
     for start in range(12, 59):
         assert np.array_equal(read_clip(path, start=start, count=1, index=index)[0], whole[start])
+
+
+def test_a_video_that_changes_size(tmp_path: Path) -> None:
+    small = corpus.write(tmp_path / "a.ts", corpus.pictures(12), container="mpegts")
+    large = corpus.write(tmp_path / "b.ts", corpus.pictures(12, 192, 256), container="mpegts")
+    path = tmp_path / "both.ts"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    shapes = {frame.shape for frame in iter_frames(path, size=(96, 128))}
+    assert shapes == {(96, 128, 3)}
+    assert {frame.shape for frame in iter_frames(path)} == {(96, 128, 3), (192, 256, 3)}
+    with pytest.raises(VideoError, match="change size"):
+        read_clip(path, count=24)
