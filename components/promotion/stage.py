@@ -38,14 +38,13 @@ SPEC = StageSpec(name="promotion", version="1", kind="promotion")
 TRIES = 32
 
 
-class PromotionConfig(StageConfig):
-    """Settings of the stage."""
+class PromotionConfig(StageConfig, GateRules):
+    """Settings of the stage; the gate's rules are fields of their own."""
 
     training: str = manifest_input("Manifest of the training run.")
     evaluation: str = manifest_input("Manifest of its evaluation.")
     model_name: str = Field(description="Name under which versions are registered.")
     models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
-    gate: GateRules = Field(default=GateRules(), description="The rules of the gate.")
     force: bool = Field(
         False, description="Promote whatever the gate says. Needs a reason, which is recorded."
     )
@@ -170,7 +169,7 @@ def _judge(
         candidate.evaluation,
         head.digest if head else "",
         f"{registry.model}@{head.version}" if head else "",
-        config.gate,
+        config,
     )
     if candidate.digest not in rolled_back(states):
         return verdict

@@ -184,3 +184,11 @@ def test_names_that_cannot_be_folders_are_refused(world, store, storage_root, pr
     )
     with pytest.raises(UserError, match="cannot be the name"):
         run(config, store, progress)
+
+
+def test_the_gates_rules_are_set_like_any_option(first, world, promote, registry):
+    runs = challenge(world, registry, "best", BEST)
+    strict = promote(*runs, min_improvement=0.5)
+    assert strict.manifest.summary["decision"] == "refused"
+    assert "needed more than 0.5" in strict.manifest.summary["rules"][0]["sentence"]
+    assert promote(*runs).manifest.summary["decision"] == "promoted"
