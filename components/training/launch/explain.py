@@ -188,6 +188,18 @@ def _ended(ended: Mapping[str, Any], request: LaunchRequest) -> str:
     return text
 
 
+def with_hint(ending: Ending, text: str) -> Ending:
+    """The ending, with what torchrun's report of a killed rank in its log most likely means.
+
+    The kernel kills a rank that takes too much memory; torchrun survives and exits with 1, so the
+    container does not always count as OOMKilled.
+    """
+    if ending.by_cluster or not re.search(r"exitcode\s*:\s*-9\b", text):
+        return ending
+    hint = " because a rank was killed, most likely for its memory: raise memory"
+    return ending.model_copy(update={"sentence": ending.sentence + hint})
+
+
 def last_lines(text: str, count: int) -> str:
     """The last lines that say something: without what torchrun prints after a rank has failed.
 

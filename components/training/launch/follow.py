@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from components.lib.contract import Frozen
+from components.lib.logs import LINE_MARK
 from components.training.launch.interface import Backend
 from components.training.launch.kube import ApiError, Cluster
 
 _KEPT = 200
+_CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
 _STEP = re.compile(r"\bstep[s:=]*\s*(\d+)(?:\s*/\s*(\d+))?|(\d+)\s*/\s*(\d+)\s+steps?\b", re.I)
 _LOSS = re.compile(r"\bloss[=:\s]+([-+.\deE]+)", re.I)
 _ETA = re.compile(r"([\d.]+)\s*s\s+left|\beta[=:\s]+([\d.]+)\s*s?", re.I)
@@ -125,7 +127,8 @@ class LogFollower:
             stop.wait(self.pause_s)
 
     def _take(self, text: str) -> None:
-        text = text.rstrip()
+        # The ranks' own lines carry a mark and a clock; this step's log adds its own.
+        text = _CLOCK.sub("", text.rstrip().rpartition(LINE_MARK)[2])
         if text:
             self.tail.append(text)
             self.progress = parse_progress(text) or self.progress

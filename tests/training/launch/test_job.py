@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from components.lib.contract import UserError
+from components.lib.logs import LINE_MARK
 from components.training.launch import explain
 from components.training.launch.interface import PROGRESS_ANNOTATION
 from components.training.launch.job import run_job
@@ -314,3 +315,26 @@ def test_torchrun_s_epilogue_does_not_bury_the_reason() -> None:
     )
     assert explain.last_lines(text, 20).endswith("ValueError: the reason")
     assert explain.last_lines("one\ntwo\nthree", 2) == "two\nthree"
+
+
+def test_a_rank_killed_under_torchrun_points_to_memory(launch: Any, kubernetes: Any) -> None:
+    def fail(name: str) -> None:
+        kubernetes.log(
+            f"{name}-master-0",
+            "allocating",
+            "E1124 torch/distributed/elastic/multiprocessing/api.py:9] failed (exitcode: -9) rank",
+        )
+        kubernetes.master(name, "Failed", containerStatuses=container(terminated(1)))
+        kubernetes.condition(name, "Failed", "failed")
+
+    kubernetes.on_create(fail)
+    with pytest.raises(UserError, match=r"a rank was killed, most likely for its memory"):
+        launch()
+
+
+def test_the_clock_of_the_ranks_lines_is_not_repeated(
+    launch: Any, kubernetes: Any, lines: Any
+) -> None:
+    kubernetes.on_create(lambda name: succeed(kubernetes, name, f"{LINE_MARK}12:00:01 step 1"))
+    launch()
+    assert "step 1" in lines.lines
