@@ -42,6 +42,10 @@ METRICS = "metrics.jsonl"
 Tensors = dict[str, torch.Tensor]
 
 
+class DamagedCheckpoint(UserError):
+    """A file of a checkpoint is missing or has another digest than its manifest says."""
+
+
 class Checkpoints:
     """The checkpoints of one run. All methods that touch tensors are collective."""
 
@@ -83,11 +87,15 @@ class Checkpoints:
         """Steps of the complete checkpoints, oldest first."""
         return [_step_of(folder) for folder in complete_folders(self.place, PREFIX)]
 
-    def newest(self) -> tuple[str, FolderManifest] | None:
-        """Folder and manifest of the newest complete checkpoint, as the first rank sees it."""
+    def newest(self, before: str = "") -> tuple[str, FolderManifest] | None:
+        """Folder and manifest of the newest complete checkpoint, as the first rank sees it.
+
+        ``before`` leaves out that folder and newer ones.
+        """
         found: list[Any] = [None]
         if self.layout.is_main:
             folders = complete_folders(self.place, PREFIX)
+            folders = [folder for folder in folders if not before or folder < before]
             found = [folders[-1] if folders else None]
         dist.broadcast_object_list(found, src=0, group=self._group)
         if found[0] is None:
@@ -98,14 +106,22 @@ class Checkpoints:
         """Fill host ``tensors`` from a checkpoint written at any layout.
 
         One rank of each node downloads and verifies. Returns the metrics text saved with it.
+        Raises DamagedCheckpoint on every rank when a file is missing or not what was written.
         """
         local = self.work_dir / "restore" / Path(folder).name
         files = [entry for entry in manifest.files if entry.path.endswith(".safetensors")]
+        problem = ""
         if local_rank == 0:
             shutil.rmtree(local, ignore_errors=True)
             local.mkdir(parents=True)
-            self.place.fetch(files, folder, local)
-        dist.barrier(group=self._group)
+            try:
+                self.place.fetch(files, folder, local)
+            except UserError as error:
+                problem = str(error)
+        problems: list[Any] = [None] * self.layout.world
+        dist.all_gather_object(problems, problem, group=self._group)
+        if any(problems):
+            raise DamagedCheckpoint(next(text for text in problems if text))
         reader = HuggingFaceStorageReader(str(local))
         held = set(reader.read_metadata().state_dict_metadata)
         if missing := sorted(set(tensors) - held):

@@ -90,7 +90,9 @@ class TokenizerModel(Frozen):
     )
     flow_path: str = Field(
         default="",
-        description="Weights of the RAFT flow network; needed once the flow weight is above 0.",
+        description="TorchScript archive of an optical-flow network such as RAFT: (frames, next "
+        "frames), each [N, 3, H, W] in [-1, 1], to [N, 2, H, W] in pixels. A file or an s3:// URI; "
+        "needed when the flow weight is above zero.",
     )
 
 

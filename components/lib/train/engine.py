@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from components.lib.contract import UserError
 from components.lib.train.batches import Batch, shared_batch
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.gradients import clip, global_norm, sum_partial_gradients
+from components.lib.train.gradients import clip, complete_partial_gradients, global_norm
 from components.lib.train.guard import LossGuard
 from components.lib.train.layout import Layout, global_view, host_copy
 from components.lib.train.loader import Loader
@@ -119,8 +119,8 @@ class Engine:
             amount, flops, unit = amount + work.amount, flops + work.forward_flops, work.unit
             for name, value in {"loss": loss, **parts}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / self.micro_steps
-        sum_partial_gradients(self.parameters, self.task.partial_names(), self.layout)
-        norm = global_norm(self.parameters, self.task.shard_dim, self.layout)
+        complete_partial_gradients(self.parameters, self.task.partial_names(), self.layout)
+        norm = global_norm(self.parameters.values(), self.layout)
         metrics = self._mean_over_ranks(totals)
         metrics["grad_norm"] = float(norm)
         self.guard.check(self.step, metrics["loss"], metrics["grad_norm"], lr, self.parameters)
@@ -213,6 +213,11 @@ class Engine:
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state["exp_avg"], state["exp_avg_sq"]
 
+    def state_bytes(self) -> int:
+        """Bytes of weights, moments and moving average that this rank holds."""
+        copies = 3 + bool(self.ema)
+        return sum(_local(p).nbytes * copies for p in self.parameters.values())
+
     def reshard(self) -> None:
         """Drop gathered weights, which a forward pass without backward leaves behind."""
         for module in self.task.model.modules():
@@ -259,15 +264,17 @@ def _adamw(
     config: DiffusionConfig | TokenizerConfig, parameters: dict[str, nn.Parameter]
 ) -> torch.optim.AdamW:
     settings = config.optim.config
-    decayed = [p for name, p in parameters.items() if not name.endswith("bias")]
-    plain = [p for name, p in parameters.items() if name.endswith("bias")]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    # One group per mesh: the fused kernels take lists of tensors that share one.
+    groups: dict[tuple[bool, int], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        plain = name.endswith("bias")
+        mesh = hash(parameter.device_mesh) if isinstance(parameter, DTensor) else 0
+        decay = 0.0 if plain else settings.weight_decay
+        group = groups.setdefault((plain, mesh), {"params": [], "weight_decay": decay})
+        group["params"].append(parameter)
     fused = any(p.device.type == "cuda" for p in parameters.values())
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        list(groups.values()),
         lr=settings.lr,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_eps,

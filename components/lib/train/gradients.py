@@ -2,9 +2,8 @@
 
 Two things go wrong silently without this. Parameters that every tensor-parallel rank holds but
 which see only a part of the tokens or heads (q/k norms; with sequence parallel also the modulation)
-have partial gradients, to be summed. And the global norm must count a split parameter's blocks
-once each and a replicated parameter once: the stock norm gives every rank another value, and Adam
-hides it.
+have partial gradients, to be summed. And the global norm must count every entry once: the stock
+norm gives every tensor-parallel rank another value, and Adam hides it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from components.lib.train.layout import Layout, ShardDim
+from components.lib.train.layout import Layout
 
 
 def local_grad(parameter: nn.Parameter) -> torch.Tensor | None:
@@ -25,42 +24,36 @@ def local_grad(parameter: nn.Parameter) -> torch.Tensor | None:
     return grad.to_local() if isinstance(grad, DTensor) else grad
 
 
-def sum_partial_gradients(
+def complete_partial_gradients(
     parameters: Mapping[str, nn.Parameter], partial: Iterable[str], layout: Layout
 ) -> None:
-    """Sum the gradients named in ``partial`` over the tensor-parallel group, in one message."""
+    """Make the gradients named in ``partial`` sums over the tensor-parallel group.
+
+    Parameters that tensor parallelism does not cut are sharded over it too, so FSDP has averaged
+    their gradients over the group. For whole gradients that changes nothing; partial ones lack the
+    factor.
+    """
     if layout.tp == 1:
         return
-    grads = [local_grad(parameters[name]) for name in sorted(partial)]
-    held = [grad for grad in grads if grad is not None and grad.numel()]
-    if not held:
-        return
-    flat = torch.cat([grad.reshape(-1) for grad in held])
-    dist.all_reduce(flat, group=layout.tp_group)
-    offset = 0
-    for grad in held:
-        grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
-        offset += grad.numel()
+    for name in partial:
+        grad = local_grad(parameters[name])
+        if grad is not None:
+            grad.mul_(layout.tp)
 
 
-def global_norm(
-    parameters: Mapping[str, nn.Parameter], shard_dim: ShardDim, layout: Layout
-) -> torch.Tensor:
+def global_norm(parameters: Iterable[nn.Parameter], layout: Layout) -> torch.Tensor:
     """L2 norm of the whole gradient, fp32, the same on every rank.
 
-    Every entry of the global gradient is counted once: under FSDP each data rank holds another
-    shard; HSDP replicas and tensor-parallel copies hold the same one and are divided out.
+    Every rank holds another part of the global gradient, but for HSDP's replicas, which hold the
+    same one; their copies are divided out.
     """
     squares = torch.zeros((), dtype=torch.float32, device=layout.device)
-    replicas = layout.mesh.size(0)
-    for name, parameter in parameters.items():
+    for parameter in parameters:
         grad = local_grad(parameter)
-        if grad is None:
-            continue
-        copies = replicas * (layout.tp if layout.tp > 1 and shard_dim(name) is None else 1)
-        squares += grad.float().pow(2).sum() / copies
+        if grad is not None:
+            squares += grad.float().pow(2).sum()
     dist.all_reduce(squares)
-    return squares.sqrt()
+    return (squares / layout.mesh.size(0)).sqrt()
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: torch.Tensor, limit: float) -> None:

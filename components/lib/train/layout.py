@@ -5,17 +5,21 @@ megatron-core's `parallel_state` holds the tensor-parallel groups that the DiT's
 rank x TP + tensor rank), so they share a node. The mesh is [replicas, shards, tp]: FSDP shards over
 `shards` and, under HSDP, only gradients travel over `replicas`.
 
-FSDP splits each parameter on a dimension that tensor parallelism does not use. The global tensor is
-then a plain grid of blocks, which `global_view` states as a DTensor for checkpoints: any layout can
-read what any other wrote.
+FSDP splits a parameter that tensor parallelism has cut on another dimension, over `shards`. One
+that every tensor-parallel rank needs whole is split over `shards` and `tp` together: its optimizer
+state is sharded even with one data-parallel rank, and its copies cannot drift apart. Either way the
+global tensor is a plain grid of blocks, which `global_view` states as a DTensor for checkpoints:
+any layout can read what any other wrote.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,6 +48,8 @@ class Layout:
     device: torch.device
     mesh: DeviceMesh
     host_mesh: DeviceMesh
+    flat_mesh: DeviceMesh
+    host_flat_mesh: DeviceMesh
     sequence_parallel: bool
 
     @property
@@ -102,6 +108,9 @@ def start_processes(trainer: TrainerConfig, *, model_parallel: bool) -> Layout:
     names = ("replicas", "shards", "tp")
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     host_mesh = init_device_mesh("cpu", shape, mesh_dim_names=names) if cuda else mesh
+    flat, flat_names = (shape[0], shape[1] * tp), ("replicas", "all")
+    flat_mesh = init_device_mesh(device.type, flat, mesh_dim_names=flat_names)
+    host_flat_mesh = init_device_mesh("cpu", flat, mesh_dim_names=flat_names) if cuda else flat_mesh
     return Layout(
         rank=rank,
         world=world,
@@ -112,15 +121,17 @@ def start_processes(trainer: TrainerConfig, *, model_parallel: bool) -> Layout:
         device=device,
         mesh=mesh,
         host_mesh=host_mesh,
+        flat_mesh=flat_mesh,
+        host_flat_mesh=host_flat_mesh,
         sequence_parallel=strategy.sequence_parallel and tp > 1,
     )
 
 
 def stop_processes() -> None:
     """Leave all process groups, so that this process could join others."""
-    from megatron.core import parallel_state
-
-    if parallel_state.model_parallel_is_initialized():
+    # Importing megatron-core takes seconds; who has not done so has no groups of it.
+    parallel_state = sys.modules.get("megatron.core.parallel_state")
+    if parallel_state is not None and parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
 
@@ -152,9 +163,15 @@ def shard_model(
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
 
-    def place(parameter: nn.Parameter) -> Shard:
-        dim = shard_dim(names[id(parameter)]) if layout.tp > 1 else None
-        if dim != 0 or parameter.dim() == 1:
+    everywhere = _over_all_ranks(layout) if layout.tp > 1 else None
+
+    def place(parameter: nn.Parameter) -> Any:
+        if layout.tp == 1:
+            return Shard(0)
+        dim = shard_dim(names[id(parameter)])
+        if dim is None:
+            return everywhere
+        if dim == 1:
             return Shard(0)
         shards = layout.mesh.size(1)
         if parameter.shape[1] % shards:
@@ -183,24 +200,38 @@ def shard_model(
         )
 
 
+def _over_all_ranks(layout: Layout) -> Any:
+    """Placement of a parameter that is split over data- and tensor-parallel ranks alike."""
+    from torch.distributed.fsdp._fully_shard._fsdp_common import (
+        FSDPMeshInfo,
+        HSDPMeshInfo,
+        ShardPlacementResult,
+    )
+
+    if layout.flat_mesh.size(0) > 1:
+        info: FSDPMeshInfo = HSDPMeshInfo(layout.flat_mesh, shard_mesh_dim=1, replicate_mesh_dim=0)
+    else:
+        info = FSDPMeshInfo(layout.flat_mesh["all"], shard_mesh_dim=0)
+    return ShardPlacementResult(Shard(0), info)
+
+
 def global_view(local: torch.Tensor, like: DTensor, layout: Layout, tp_dim: int | None) -> DTensor:
     """``local``, on the host, as this rank's block of the global tensor over the whole mesh.
 
     ``like`` is the FSDP parameter whose shard ``local`` belongs to (a weight, a moment, an EMA).
     """
-    inner: tuple[Placement, ...] = tuple(like.placements)
-    if len(inner) == 1:
-        inner = (Replicate(), *inner)
-    outer: Placement = Replicate()
+    placements: tuple[Placement, ...] = (Replicate(), like.placements[-1])
+    mesh = layout.host_flat_mesh
     shape = list(like.shape)
     if tp_dim is not None and layout.tp > 1:
-        outer = Shard(tp_dim)
+        mesh = layout.host_mesh
+        placements = (*placements, Shard(tp_dim))
         shape[tp_dim] *= layout.tp
     strides = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
         local,
-        layout.host_mesh,
-        [*inner, outer],
+        mesh,
+        placements,
         run_check=False,
         shape=torch.Size(shape),
         stride=strides,

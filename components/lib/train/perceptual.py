@@ -1,4 +1,4 @@
-"""The tokenizer's loss: L1, VGG16 features, temporal Gram matrices; weights by the global step.
+"""The tokenizer's loss: L1, VGG16 features, Gram matrices, optical flow; weights by global step.
 
 The VGG16 here is the bare convolution stack up to relu5_3 under torchvision's names
 (`features.N.weight`). As in the reference the features are compared raw: no channel normalisation
@@ -8,6 +8,7 @@ global step decides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from components.lib.contract import UserError
+
+FlowNetwork = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Output channels of the 13 convolutions; 0 is a 2x2 max-pool.
 _LAYOUT = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
@@ -98,6 +101,33 @@ def feature_terms(
             difference = _gram(value, frames) - _gram(target, frames)
             grams = grams + weight * difference.pow(2).mean()
     return perceptual, grams
+
+
+def flow_term(network: FlowNetwork, original: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """L1 between the optical flows of two videos [B, 3, T, H, W], forwards and backwards.
+
+    As in the reference, flow is computed at half size and brought back: doubled and interpolated.
+    Zero for a single frame.
+    """
+    if original.shape[2] < 2:
+        return original.new_zeros((), dtype=torch.float32)
+    total = original.new_zeros((), dtype=torch.float32)
+    for first, second in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
+        with torch.no_grad():
+            target = _flow(network, original[:, :, first], original[:, :, second])
+        found = _flow(network, other[:, :, first], other[:, :, second])
+        total = total + (found - target).abs().mean()
+    return total / 2
+
+
+def _flow(network: FlowNetwork, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    size = first.shape[3:]
+    halves = [
+        F.interpolate(_fold(video), scale_factor=0.5, mode="bilinear", align_corners=False)
+        for video in (first, second)
+    ]
+    flow = 2 * network(*halves)
+    return F.interpolate(flow, size=size, mode="bilinear", align_corners=False)
 
 
 def _fold(video: torch.Tensor) -> torch.Tensor:

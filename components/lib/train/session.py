@@ -19,10 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
-from components.lib.store import ObjectStore, StoreError
-from components.lib.train.checkpoint import METRICS, Checkpoints
+from components.lib.store import ObjectStore
+from components.lib.train.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
 from components.lib.train.engine import Engine
 from components.lib.train.loggers import MetricsLog, Sink
 from components.lib.train.places import LocalPlace, Place, StorePlace
@@ -63,6 +62,7 @@ class Session:
             "config": config.model_dump(mode="json"),
             "run": engine.task.describe(),
             "layout": {"tp": self.layout.tp, "dp": self.layout.dp, "world": self.layout.world},
+            "state_bytes_of_rank_0": engine.state_bytes(),
             "global_batch_size": engine.global_batch,
             "versions": versions(),
         }
@@ -137,16 +137,15 @@ class Session:
         dist.barrier(group=self._control)
 
     def _resume(self) -> None:
-        while (found := self.checkpoints.newest()) is not None:
+        folder = ""
+        while (found := self.checkpoints.newest(before=folder)) is not None:
             folder, manifest = found
             views = self.engine.tensors(copy=True)
             try:
                 text = self.checkpoints.load(folder, manifest, views, local_rank())
-            except StoreError as error:
-                raise UserError(
-                    f"Checkpoint {folder} cannot be read: {error} Delete that folder to go on from "
-                    "an earlier one."
-                ) from error
+            except DamagedCheckpoint as error:
+                log.warning("going on from an earlier checkpoint than %s: %s", folder, error)
+                continue
             self.engine.load_tensors(views)
             self.engine.load_state(manifest.state)
             if self.metrics is not None:

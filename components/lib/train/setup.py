@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -59,14 +60,15 @@ def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -
         task = DiffusionTask(config, layout, source, prompts, start)
     else:
         from components.lib.train.perceptual import load_vgg16
-        from components.lib.train.tokenizer import TokenizerTask, needs_vgg
+        from components.lib.train.tokenizer import TokenizerTask, needs_flow, needs_vgg
 
         vgg = None
         if needs_vgg(config):
             folder = fetch_model(config.model.vgg_path, store, log_dir / "vgg")
             assert folder is not None
             vgg = load_vgg16(folder)
-        task = TokenizerTask(config, layout, source, vgg, start)
+        flow = _flow_network(config, store, layout) if needs_flow(config) else None
+        task = TokenizerTask(config, layout, source, vgg, start, flow)
     model = task.model
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if not on_meta:
@@ -81,15 +83,33 @@ def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -
     return Engine(config, layout, task)
 
 
-def fetch_model(path: str, store: ObjectStore | None, folder: Path) -> Path | None:
-    """A local canonical folder for a manifest or folder; None for an empty path.
+def _flow_network(
+    config: TokenizerConfig, store: ObjectStore | None, layout: Layout
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    path = config.model.flow_path
+    if path.startswith("s3://"):
+        assert store is not None
+        local = Path(config.log.log_dir) / "flow" / f"{layout.rank}.pt"
+        local.parent.mkdir(parents=True, exist_ok=True)
+        path = str(store.get_file(path, local))
+    if not Path(path).is_file():
+        raise UserError(f"model.flow_path: there is no file {path}.")
+    network = torch.jit.load(path, map_location=layout.device).eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
 
-    One rank of each node downloads; the others wait.
+
+def fetch_model(path: str, store: ObjectStore | None, folder: Path) -> Path | None:
+    """A local canonical folder for a manifest, or a local checkpoint; None for an empty path.
+
+    A local checkpoint may have any form that can be imported (official, NeMo, diffusers,
+    TorchScript archives). One rank of each node downloads or converts; the others wait.
     """
     if not path:
         return None
-    if not path.startswith("s3://") and Path(path).is_dir():
-        return Path(path)
+    if not path.startswith("s3://") and Path(path).exists() and Path(path).suffix != ".json":
+        return _local_model(Path(path), folder)
     if store is None:
         raise UserError(f"{path} is not a folder, and no object store is set up to read it from.")
     from components.lib.cosmos.model_folder import download_model
@@ -99,6 +119,19 @@ def fetch_model(path: str, store: ObjectStore | None, folder: Path) -> Path | No
     target = folder / manifest.content[:16]
     if local_rank() == 0 and not _complete(target, manifest):
         download_model(manifest, store, target)
+    dist.barrier()
+    return target
+
+
+def _local_model(path: Path, folder: Path) -> Path:
+    from components.lib.cosmos.formats.importing import import_model
+    from components.lib.cosmos.model_folder import is_model_folder
+
+    if path.is_dir() and is_model_folder(path):
+        return path
+    target = folder / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    if local_rank() == 0 and not is_model_folder(target):
+        import_model(path, target)
     dist.barrier()
     return target
 

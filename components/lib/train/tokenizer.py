@@ -27,9 +27,11 @@ from components.lib.train.dataset import SampleSource, Split
 from components.lib.train.layout import Layout
 from components.lib.train.order import seed_of
 from components.lib.train.perceptual import (
+    FlowNetwork,
     VGG16Features,
     check_weights,
     feature_terms,
+    flow_term,
     l1,
     scheduled,
 )
@@ -69,6 +71,7 @@ class TokenizerTask:
         source: SampleSource,
         vgg: VGG16Features | None,
         start: Path | None,
+        flow: FlowNetwork | None = None,
     ) -> None:
         if layout.tp > 1:
             raise UserError(
@@ -82,6 +85,7 @@ class TokenizerTask:
             self.model: nn.Module = CosmosTokenizer(self.network)
         self.name = _name(config, start)
         self.vgg = vgg.to(layout.device) if vgg is not None else None
+        self.flow = flow
         self.reader = ClipReader(config.data.task_encoder, config.data.decoded_cache_mib * 2**20)
         self.replaced = 0
 
@@ -162,6 +166,11 @@ class TokenizerTask:
             if features["gram"]:
                 parts["gram"] = features["gram"] * gram
                 total = total + parts["gram"]
+        weight = scheduled(self.config.model.flow_weight, self.config.model.flow_boundary, step)
+        if weight:
+            assert self.flow is not None
+            parts["flow"] = weight * flow_term(self.flow, video, rebuilt)
+            total = total + parts["flow"]
         return total, parts
 
     def feature_weights(self, step: int) -> dict[str, float]:
@@ -252,6 +261,15 @@ class TokenizerTask:
             "validation_samples": len(pairs),
             "validation": "held-out" if split == "validation" else "same-video",
         }
+
+
+def needs_flow(config: TokenizerConfig) -> bool:
+    """Whether the flow term is on at some step of the run. Raises UserError without a network."""
+    model, last = config.model, config.trainer.max_steps - 1
+    needed = any(scheduled(model.flow_weight, model.flow_boundary, step) for step in (0, last))
+    if needed:
+        check_weights(model.flow_path, "optical-flow", "model.flow_path")
+    return needed
 
 
 def needs_vgg(config: TokenizerConfig) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import subprocess
 import sys
 import tarfile
@@ -35,12 +34,6 @@ SMALL = DIT_PRESETS["tiny"].model_copy(
 # 27 tokens, which neither 2 nor 4 divides.
 LATENT = (16, 3, 6, 6)
 PROMPTS = ("a road", "a field", "rain")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +171,6 @@ Scenario = dict[str, Any]
 def run_scenarios(folder: Path, scenarios: list[Scenario], timeout: float = 300) -> None:
     """Train every scenario; each leaves its files in its folder."""
     for scenario in scenarios:
-        scenario["port"] = free_port()
         if not scenario.get("copy_of"):
             Path(scenario["folder"]).mkdir(parents=True, exist_ok=True)
     path = folder / "scenarios.json"

@@ -10,11 +10,11 @@ import json
 import os
 import shutil
 import sys
-import traceback
 from pathlib import Path
 
+import torch.distributed as dist
+
 from components.lib.train.__main__ import parse
-from components.lib.train.layout import stop_processes
 from components.lib.train.run import train
 
 
@@ -30,17 +30,17 @@ def main(path: Path, rank: int) -> None:
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(scenario["world"]),
             "LOCAL_WORLD_SIZE": str(scenario["world"]),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(scenario["port"]),
         }
         config = parse(["--yes", *scenario["arguments"], f"log.log_dir={folder}"])
         assert config is not None
-        try:
-            train(config)
-        except Exception:
-            (folder / f"error-{rank}.txt").write_text(traceback.format_exc())
-            stop_processes()
-            raise
+        # A file and not a port: ports chosen beforehand may be taken by then.
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}.rendezvous",
+            rank=rank,
+            world_size=scenario["world"],
+        )
+        train(config)
 
 
 if __name__ == "__main__":

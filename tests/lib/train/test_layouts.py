@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,18 @@ def test_exported_weights_equal_one_process(layout: str, runs: dict[str, Path]) 
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("layout", "ranks"), [("TP2", 2), ("DP2", 2), ("TP2 SP x DP2", 4)])
+def test_weights_and_optimizer_state_are_shared_out(
+    layout: str, ranks: int, runs: dict[str, Path]
+) -> None:
+    """Also those of parameters that every tensor-parallel rank needs whole."""
+    held = [
+        json.loads((runs[name] / "run" / "settings.json").read_text())["state_bytes_of_rank_0"]
+        for name in ("1", layout)
+    ]
+    assert held[1] < 1.05 * held[0] / ranks
 
 
 @pytest.mark.parametrize("layout", ["LoRA on TP2 SP", "LoRA on TP2 x DP2"])

@@ -12,6 +12,7 @@ from components.lib.train.perceptual import (
     TAP_WEIGHTS,
     VGG16Features,
     feature_terms,
+    flow_term,
     scheduled,
 )
 
@@ -56,6 +57,24 @@ def test_perceptual_and_gram_terms_follow_the_formulas(
         found_gram += weight * (matrices[0] - matrices[1]).pow(2).mean().item()
     assert perceptual.item() == pytest.approx(found_perceptual, rel=1e-4)
     assert gram.item() == pytest.approx(found_gram, rel=1e-4)
+
+
+def test_the_flow_term_compares_flows_at_half_size(
+    videos: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    sizes = []
+
+    def brightness_change(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(first.shape))
+        return (second - first).mean((1, 2, 3)).view(-1, 1, 1, 1).expand(-1, 2, *first.shape[2:])
+
+    one = videos[0]
+    brighter = one + torch.linspace(0, 0.5, 3).view(1, 1, 3, 1, 1)
+    # Each frame is 0.25 brighter than the one before; doubled, in both directions.
+    assert flow_term(brightness_change, one, brighter).item() == pytest.approx(0.5, rel=1e-4)
+    assert set(sizes) == {(4, 3, 12, 16)}
+    assert flow_term(brightness_change, one, one).item() == 0
+    assert flow_term(brightness_change, one[:, :, :1], one[:, :, :1]).item() == 0
 
 
 def test_weights_change_at_the_global_step() -> None:

@@ -1,0 +1,102 @@
+"""What is kept, what is read, and what is refused among the checkpoints of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from components.lib.contract import UserError
+from components.lib.store import ObjectStore
+from components.lib.train.checkpoint import Checkpoints, DamagedCheckpoint
+from components.lib.train.config import CheckpointConfig, TrainerConfig
+from components.lib.train.layout import Layout, start_processes, stop_processes
+from components.lib.train.places import LocalPlace, Place, StorePlace
+
+
+@pytest.fixture
+def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
+    """This process alone."""
+    monkeypatch.delenv("RANK", raising=False)
+    yield start_processes(TrainerConfig(accelerator="cpu"), model_parallel=False)
+    stop_processes()
+
+
+@pytest.fixture(params=["local", "store"])
+def place(
+    request: pytest.FixtureRequest, store: ObjectStore, storage_root: str, tmp_path: Path
+) -> Place:
+    if request.param == "local":
+        return LocalPlace(tmp_path / "run")
+    return StorePlace(store, storage_root + "/run")
+
+
+def tensor(layout: Layout, value: float) -> dict[str, torch.Tensor]:
+    local = torch.full((3, 2), value)
+    placements = (Replicate(), Shard(0))
+    return {"model.w": DTensor.from_local(local, layout.host_flat_mesh, placements)}
+
+
+def checkpoints(place: Place, layout: Layout, folder: Path, **settings: object) -> Checkpoints:
+    return Checkpoints(place, layout, CheckpointConfig.model_validate(settings), folder)
+
+
+def test_the_newest_and_the_best_are_kept(place: Place, layout: Layout, tmp_path: Path) -> None:
+    saves = checkpoints(place, layout, tmp_path / "work", save_top_k=2)
+    for step, loss in ((1, 0.9), (2, 0.3), (3, 0.5), (4, None), (5, 0.4)):
+        state = {} if loss is None else {"validation_loss": loss}
+        saves.save(step, tensor(layout, step), state, f"metrics {step}\n")
+    saves.wait()
+    assert saves.steps() == [2, 4, 5]
+    assert not [name for name in place.names("checkpoints/") if "00000001" in name]
+
+
+def test_what_was_saved_comes_back(place: Place, layout: Layout, tmp_path: Path) -> None:
+    saves = checkpoints(place, layout, tmp_path / "work")
+    saves.save(7, tensor(layout, 7.5), {"consumed_samples": 28}, "a line\n")
+    saves.wait()
+    found = saves.newest()
+    assert found is not None
+    folder, manifest = found
+    views = tensor(layout, 0.0)
+    assert saves.load(folder, manifest, views, 0) == "a line\n"
+    assert views["model.w"].to_local().eq(7.5).all()  # type: ignore[attr-defined]
+    assert manifest.state == {"consumed_samples": 28, "step": 7}
+    with pytest.raises(UserError, match="lacks"):
+        saves.load(folder, manifest, {"model.other": views["model.w"]}, 0)
+
+
+def test_a_checkpoint_without_manifest_is_not_seen(
+    place: Place, layout: Layout, tmp_path: Path
+) -> None:
+    saves = checkpoints(place, layout, tmp_path / "work")
+    saves.save(1, tensor(layout, 1.0), {}, "")
+    saves.wait()
+    place.put_text("checkpoints/step-00000002/shard-00001.safetensors", "half written")
+    found = saves.newest()
+    assert found is not None and found[0] == "checkpoints/step-00000001/"
+    assert saves.newest(before=found[0]) is None
+
+
+def test_a_damaged_checkpoint_is_refused(place: Place, layout: Layout, tmp_path: Path) -> None:
+    saves = checkpoints(place, layout, tmp_path / "work")
+    saves.save(1, tensor(layout, 1.0), {}, "")
+    saves.wait()
+    [shard] = [n for n in place.names("checkpoints/") if n.endswith(".safetensors")]
+    place.put_text(shard, "other bytes")
+    found = saves.newest()
+    assert found is not None
+    with pytest.raises(DamagedCheckpoint):
+        saves.load(*found, tensor(layout, 0.0), 0)
+
+
+def test_an_error_of_the_writing_thread_surfaces(layout: Layout, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the folder should be")
+    saves = checkpoints(LocalPlace(blocked), layout, tmp_path / "work")
+    saves.save(1, tensor(layout, 1.0), {}, "")
+    with pytest.raises(OSError):
+        saves.wait()
