@@ -1,0 +1,145 @@
+"""A real API server takes what we send, and the doctor sees the cluster as it is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.training.launch.interface import LaunchRequest, Toleration
+from components.training.launch.kube import ApiError, Cluster
+from components.training.launch.pytorchjob import PyTorchJob
+from components.training.launch.trainjob import TrainJob
+from pipelines import checks
+
+from .conftest import NAMESPACE, ROOT, kubectl
+
+REQUEST = LaunchRequest(
+    name="kind-1",
+    image="none",
+    command=("-m", "x"),
+    nodes=4,
+    env={"A": "b"},
+    tolerations=(Toleration(key="nvidia.com/gpu", effect="NoSchedule"),),
+    node_selector={"gpu": "h100"},
+    active_deadline_seconds=60,
+    suspend=True,
+)
+
+
+def without_empty_defaults(schema: Any) -> Any:
+    """This API server's version refuses ``default: ""``."""
+    if isinstance(schema, dict):
+        return {
+            key: "unset" if key == "default" and value == "" else without_empty_defaults(value)
+            for key, value in schema.items()
+            if key != "x-kubernetes-validations"
+        }
+    return [without_empty_defaults(item) for item in schema] if isinstance(schema, list) else schema
+
+
+@pytest.fixture(scope="module")
+def trainer_installed(applied: None) -> Iterator[None]:
+    """The CRDs of Kubeflow Trainer, without its controller."""
+    crds = json.loads(gzip.decompress((ROOT / "tests" / "data" / "crds.json.gz").read_bytes()))
+    names = []
+    for kind in ("TrainJob", "TrainingRuntime"):
+        crd = crds[kind]
+        names.append(f"{crd['plural']}.{crd['group']}")
+        body = {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": names[-1]},
+            "spec": {
+                "group": crd["group"],
+                "scope": "Namespaced",
+                "names": {
+                    "kind": kind, "plural": crd["plural"], "singular": kind.lower(),
+                    "listKind": f"{kind}List",
+                },
+                "versions": [
+                    {
+                        "name": crd["version"], "served": True, "storage": True,
+                        "schema": {"openAPIV3Schema": without_empty_defaults(crd["schema"])},
+                        "subresources": {"status": {}},
+                    }
+                ],
+            },
+        }  # fmt: skip
+        kubectl("create", "--validate=false", "-f", "-", stdin=json.dumps(body))
+    for name in names:
+        kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{name}")
+    time.sleep(1)
+    yield
+    kubectl("delete", "crd", *names)
+
+
+@pytest.fixture
+def administrator() -> Cluster:
+    """An administrator's connection to our namespace."""
+    return Cluster.connect(NAMESPACE, print)
+
+
+@pytest.mark.parametrize("backend", [PyTorchJob(), TrainJob()])
+def test_jobs_are_accepted_and_nothing_is_pruned(
+    trainer_installed: None, administrator: Cluster, backend: Any
+) -> None:
+    kind = (backend.group, backend.version, backend.plural)
+    body = backend.body(REQUEST)
+    administrator.create(*kind, body)
+    try:
+        stored = administrator.get(*kind, REQUEST.name)
+        assert stored is not None
+        assert lost(body["spec"], stored["spec"]) == []
+        with pytest.raises(ApiError) as twice:
+            administrator.create(*kind, body)
+        assert twice.value.status == 409
+    finally:
+        administrator.delete(*kind, REQUEST.name)
+
+
+def lost(sent: Any, stored: Any, where: str = "spec") -> list[str]:
+    """What the server did not keep."""
+    if isinstance(sent, dict):
+        return [
+            problem
+            for key, value in sent.items()
+            for problem in (
+                lost(value, stored[key], f"{where}.{key}")
+                if key in stored
+                else [f"{where}.{key}"] * (value is not False)
+            )
+        ]
+    if isinstance(sent, list):
+        pairs = zip(sent, stored, strict=True)
+        return [p for i, (a, b) in enumerate(pairs) for p in lost(a, b, f"{where}[{i}]")]
+    return [] if str(sent) == str(stored) else [where]
+
+
+def test_the_runtime_is_accepted(trainer_installed: None) -> None:
+    path = Path(ROOT / "manifests" / "components" / "trainer" / "runtime.yaml")
+    kubectl("apply", "-f", str(path))
+    stored = yaml.safe_load(
+        kubectl("get", "trainingruntimes", "cosmos-torch", "-n", NAMESPACE, "-o", "yaml")
+    )
+    assert lost(yaml.safe_load(path.read_text())["spec"], stored["spec"]) == []
+
+
+def test_the_doctor_finds_nothing_wrong(node_store: str, administrator: Cluster) -> None:
+    findings = [
+        finding
+        for check in (checks.kubernetes, checks.secrets, checks.gpus)
+        for finding in check(administrator)
+    ]
+    assert [finding for finding in findings if finding.state == "bad"] == []
+    texts = {finding.what for finding in findings if finding.state == "good"}
+    assert "pytorchjobs are installed" in texts
+    assert "the ServiceAccount cosmos-pipeline has its rights" in texts
+    assert "the Secret cosmos-s3 is complete" in texts
+    assert any(text.endswith("GPUs (localhost: 8)") for text in texts)
