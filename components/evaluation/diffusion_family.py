@@ -108,11 +108,7 @@ class DiffusionFamily(Setting):
             picture = Picture(caption=caption, data=pictures.strip(frames), media="image/jpeg")
             found.append((f"pictures/denoised-{number:02d}.jpg", picture))
         for number, (prompt, rows) in enumerate(self.sampled.items()):
-            frames = {
-                SHORT[role]: self._frames(rows[role], rows["clip"])
-                for role in SHORT
-                if role in rows
-            }
+            frames = {SHORT[role]: self._film(prompt, role, rows) for role in SHORT if role in rows}
             caption = (
                 f"“{prompt}”: made from noise, seed {self.config.seed + number}, "
                 f"{self.config.sample_steps} steps ({how})"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,9 @@ from components.evaluation.diffusion import fixed_noise, patch_vectors, sigma_gr
 from components.evaluation.held_out import LatentClip
 from components.evaluation.stage import EvaluationConfig, run
 from components.lib.contract import UserError
+from components.lib.cosmos.model_folder import save_model_folder
+from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.manifest import load_manifest
 from components.lib.report.scores import parse_evaluation
 from components.lib.shards.latents import ClipInfo
 
@@ -111,8 +116,6 @@ def test_without_a_held_out_drive_it_measures_on_training_video_and_says_so(
 def test_damaged_weights_are_an_error_that_names_the_model(
     diffusion, publish_run, store, storage_root, progress, tmp_path
 ):
-    from components.lib.cosmos.model_folder import save_model_folder
-
     state = {k: v.clone() for k, v in diffusion.base_model.state_dict().items()}
     state["final_layer.linear.weight"].fill_(float("nan"))
     folder = save_model_folder(tmp_path / "nan", "dit", "tiny", diffusion.config, state)
@@ -144,3 +147,27 @@ def test_patch_vectors_are_means_of_patches():
     vectors = patch_vectors(latent)
     assert vectors.shape == (2, 2)
     assert torch.equal(vectors[0], latent[:, 0, :4].mean(dim=(1, 2)))
+
+
+def test_with_the_latents_tokenizer_pictures_are_decoded_and_videos_play(
+    diffusion, publish, store, storage_root, progress, tmp_path, read
+):
+    """The data set's manifest names the tokenizer that made it; that one decodes."""
+    tiny = TOKENIZER_PRESETS["tiny-cv"]
+    model = CosmosTokenizer(tiny)
+    state = {**model.state_dict(), **model.extra_state_tensors()}
+    folder = save_model_folder(tmp_path / "tokenizer", "tokenizer", "tiny-cv", tiny, state)
+    files = {f"model/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    tokenizer = publish("checkpoint", "tokenizer", files)
+    whole = load_manifest(diffusion.data, store)
+    shards = {entry.path: store.get_bytes(whole.file_uri(entry.path)) for entry in whole.files}
+    data = publish(
+        "latent-dataset", "decodable", shards, inputs={"checkpoint": tokenizer},
+        metas={entry.path: entry.meta for entry in whole.files},
+    )  # fmt: skip
+    settings = {"data": data, "samples": 1, "sample_steps": 2, "shown": 1}
+    result = run(config(diffusion, storage_root, **settings), store, progress)
+    with av.open(io.BytesIO(read(result.manifest, "pictures/sample-00.mp4"))) as video:
+        frames = list(video.decode(video=0))
+    assert len(frames) == 17 and frames[0].width == 2 * 96, "before and after, side by side"
+    assert b"(decoded)" in read(result.manifest, "report.html")
