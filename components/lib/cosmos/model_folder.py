@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FORMAT = "cosmos-pipelines/1"
 CONFIG_NAME = "config.json"
 STEM = "model"
-SHARD_BYTES = 4 * 1024**3
+SHARD_BYTES = 2 * 1024**3
 
 Family = Literal["dit", "tokenizer", "vgg16"]
 Weights = Mapping[str, "torch.Tensor"] | Iterable[tuple[str, "torch.Tensor"]]
