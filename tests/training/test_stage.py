@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from components.lib.contract import UserError
+from components.lib.contract import Progress, UserError
 from components.lib.cosmos.model_folder import download_model, load_dit, load_tokenizer
 from components.lib.store import ObjectStore
 from components.training.stage import TrainingConfig, run
@@ -24,14 +29,14 @@ def in_store(monkeypatch: pytest.MonkeyPatch, store_env: dict[str, str]) -> None
 
 @pytest.mark.recipes
 def test_diffusion_run_lists_model_metrics_and_checkpoints(
-    in_store,
+    in_store: None,
     store: ObjectStore,
-    storage_root,
-    progress,
-    tiny_dit,
-    latent_data,
-    prompt_data,
-    tmp_path,
+    storage_root: str,
+    progress: Progress,
+    tiny_dit: str,
+    latent_data: str,
+    prompt_data: str,
+    tmp_path: Path,
 ) -> None:
     config = TrainingConfig(
         storage_root=storage_root,
@@ -58,7 +63,13 @@ def test_diffusion_run_lists_model_metrics_and_checkpoints(
 
 @pytest.mark.recipes
 def test_tokenizer_run_on_real_video(
-    in_store, store: ObjectStore, storage_root, progress, tiny_tokenizer, clip_data, tmp_path
+    in_store: None,
+    store: ObjectStore,
+    storage_root: str,
+    progress: Progress,
+    tiny_tokenizer: str,
+    clip_data: str,
+    tmp_path: Path,
 ) -> None:
     config = TrainingConfig(
         storage_root=storage_root,
@@ -76,7 +87,12 @@ def test_tokenizer_run_on_real_video(
 
 
 def test_a_failing_rank_fails_the_stage_with_its_reason(
-    in_store, store: ObjectStore, storage_root, progress, tiny_tokenizer, clip_data
+    in_store: None,
+    store: ObjectStore,
+    storage_root: str,
+    progress: Progress,
+    tiny_tokenizer: str,
+    clip_data: str,
 ) -> None:
     config = TrainingConfig(
         storage_root=storage_root,
@@ -89,3 +105,55 @@ def test_a_failing_rank_fails_the_stage_with_its_reason(
     with pytest.raises(UserError, match="temporal_crop"):
         run(config, store, progress)
     assert not [info for info in store.list(storage_root + "/training/") if "manifest" in info.uri]
+
+
+CHILD = """
+import sys
+from components.lib.logs import configure_logging
+from components.lib.progress import LineProgress
+from components.lib.store import ObjectStore
+from components.training.stage import TrainingConfig, run
+configure_logging()
+run(TrainingConfig.model_validate_json(sys.argv[1]), ObjectStore.from_env(), LineProgress())
+"""
+
+
+@pytest.mark.resume
+def test_a_terminated_stage_goes_on_from_its_checkpoint_elsewhere(
+    in_store: None,
+    store: ObjectStore,
+    storage_root: str,
+    tiny_dit: str,
+    latent_data: str,
+    prompt_data: str,
+) -> None:
+    config = TrainingConfig(
+        storage_root=storage_root,
+        checkpoint=tiny_dit,
+        data=latent_data,
+        prompts=prompt_data,
+        factory="tiny_diffusion",
+        overrides=("trainer.max_steps=10", "trainer.val_check_interval=0"),
+        nproc=1,
+    )
+    command = [sys.executable, "-c", CHILD, config.model_dump_json()]
+    stage = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 120
+    while not any("settings" in info.uri for info in store.list(f"{storage_root}/training/")):
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    stage.send_signal(signal.SIGTERM)
+    _, said = stage.communicate(timeout=120)
+    assert stage.returncode == 75, said
+    saved = [info.uri for info in store.list(f"{storage_root}/training/") if "step-" in info.uri]
+    assert any(uri.endswith("manifest.json") for uri in saved), said
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "resuming from" in again.stderr
+    uri = next(
+        i.uri
+        for i in store.list(f"{storage_root}/training/")
+        if i.uri.endswith("metrics.jsonl") and "step-" not in i.uri
+    )
+    records = [json.loads(line) for line in store.get_bytes(uri).decode().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 11))
