@@ -24,8 +24,8 @@ import torch
 from components.lib.store import ObjectStore
 
 pytestmark = pytest.mark.resume
-STEPS = 24
 CAMPAIGN = int(os.environ.get("COSMOS_RESUME_CAMPAIGN", "3"))
+STEPS = max(24, 6 * CAMPAIGN)
 
 
 class Run:
@@ -122,6 +122,7 @@ def weights(store: ObjectStore, run: Run, name: str) -> dict[str, torch.Tensor]:
     return load(store.get_bytes(f"{run.uri}{name}/model.safetensors"))
 
 
+@pytest.mark.timeout(600 + 120 * CAMPAIGN)
 def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
     make_run: Callable[[str], Run], store: ObjectStore
 ) -> None:

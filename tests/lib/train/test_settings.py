@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from components.lib.contract import UserError
 from components.lib.train.config import LogConfig, LrScheduler, OptimConfig, OptimizerConfig
-from components.lib.train.loggers import wandb_project
+from components.lib.train.loggers import MetricsLog, Wandb, wandb_project
 from components.lib.train.overrides import apply_overrides, describe, iter_fields
 from components.lib.train.recipes import FACTORIES, recipe
 from components.lib.train.schedule import learning_rate
@@ -103,6 +105,26 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[24] == pytest.approx(0.1)
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert learning_rate(OptimConfig(config=config), 999, 1000) == 1.0
+
+
+def test_metrics_reach_wandb_when_there_is_a_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_PROJECT_NAME", "guide")
+    assert Wandb.wanted()
+    logger = Wandb(tmp_path, LogConfig(name="a run"))
+    metrics = MetricsLog(tmp_path, [logger.write])
+    metrics.write(1, "train", {"loss": 0.25})
+    logger.close()
+    [recorded] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = recorded.read_bytes()
+    assert b"guide" in content and b"train/loss" in content
+    assert json.loads(metrics.text()) == {"step": 1, "split": "train", "loss": 0.25}
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert not Wandb.wanted()
 
 
 def test_both_project_variables_of_wandb_are_honoured() -> None:
