@@ -14,7 +14,8 @@ from pathlib import Path
 
 OBJECTS = int(os.environ.get("COSMOS_OBJECTS", "2000"))
 PROGRAM = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
 from components.video_discovery.stage import VideoDiscoveryConfig, run
@@ -22,7 +23,8 @@ config = VideoDiscoveryConfig(
     storage_root=sys.argv[1], source=sys.argv[2], max_bad_fraction=1, workers=2
 )
 result = run(config, ObjectStore.from_env(), LineProgress())
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Not ru_maxrss: that begins with what the process that started this one had.
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 print(json.dumps({"counts": result.manifest.summary["counts"], "peak_mb": peak}))
 """
 
