@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
+
+import pytest
+
+from pipelines import cluster
 
 from .conftest import NAMESPACE, Launch, kubectl
 
@@ -141,3 +146,23 @@ def test_a_suspended_job_is_reported_and_goes_on_when_it_may(launch: Start) -> N
     assert run.wait() == 0, run.text
     assert "at last" in run.text
     kubectl("delete", "pytorchjobs", "susp-1", "-n", NAMESPACE)
+
+
+def test_the_jobs_of_a_run_are_found_by_its_id(
+    launch: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `cosmos-pipelines status` and `cancel` do."""
+    run_id = str(uuid.uuid4())
+    monkeypatch.setenv("COSMOS_RUN_ID", run_id)
+    code = "import time; print('step 3/10, loss 0.5, 70 s left', flush=True); time.sleep(600)"
+    run = launch(name="found-1", command=script(code))
+    run.until("step 3/10")
+    administrator = cluster.connect(NAMESPACE, print)
+    end = time.monotonic() + 60
+    while (line := cluster.progress_line(administrator, run_id)) is None:
+        assert time.monotonic() < end, run.text
+        time.sleep(0.5)
+    assert line == "training: step 3/10, loss 0.5, 70 s left"
+    assert cluster.delete_jobs(administrator, run_id) == ["found-1"]
+    assert run.wait(60) == 1
+    assert "was deleted by someone else while it trained" in run.text
