@@ -77,7 +77,7 @@ def applied() -> Iterator[None]:
     documents = [
         document
         for document in yaml.safe_load_all(built)
-        if document["kind"] not in ("StatefulSet", "Service")
+        if document["kind"] not in ("StatefulSet", "Service", "Job")
     ]
     for _ in range(2):  # a second time changes nothing
         kubectl("apply", "--validate=false", "-f", "-", stdin=yaml.safe_dump_all(documents))

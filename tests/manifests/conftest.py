@@ -85,7 +85,7 @@ def pod_templates(documents: Any) -> Any:
     """(name, pod spec) of everything that starts pods."""
     for document in documents:
         name = f"{document['kind']}/{document['metadata']['name']}"
-        if document["kind"] == "StatefulSet":
+        if document["kind"] in ("StatefulSet", "Job"):
             yield name, document["spec"]["template"]["spec"]
         if document["kind"] == "TrainingRuntime":
             for job in document["spec"]["template"]["spec"]["replicatedJobs"]:
