@@ -143,3 +143,18 @@ def test_the_doctor_finds_nothing_wrong(node_store: str, administrator: Cluster)
     assert "the ServiceAccount cosmos-pipeline has its rights" in texts
     assert "the Secret cosmos-s3 is complete" in texts
     assert any(text.endswith("GPUs (localhost: 8)") for text in texts)
+
+
+def test_the_bucket_is_made_from_a_pod(node_store: str, image: str) -> None:
+    """The Job of components/seaweedfs, with its security context, Secret and our code."""
+    path = ROOT / "manifests" / "components" / "seaweedfs" / "seaweedfs.yaml"
+    documents = [d for d in yaml.safe_load_all(path.read_text()) if d["kind"] == "Job"]
+    documents[0]["spec"]["template"]["spec"]["containers"][0]["image"] = image
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
+    name = documents[0]["metadata"]["name"]
+    try:
+        kubectl(
+            "wait", "-n", NAMESPACE, "--for=condition=complete", "--timeout=120s", f"job/{name}"
+        )
+    finally:
+        kubectl("delete", "job", name, "-n", NAMESPACE)
