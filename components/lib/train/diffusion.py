@@ -25,6 +25,7 @@ from components.lib.cosmos.dit import (
     tp_shard_dim,
 )
 from components.lib.cosmos.edm import edm_loss
+from components.lib.cosmos.flops import dit_forward_flops
 from components.lib.train.batches import Batch, to_device
 from components.lib.train.config import DiffusionConfig
 from components.lib.train.dataset import SampleSource, Split
@@ -64,14 +65,6 @@ def dit_config(config: DiffusionConfig, start: Path | None) -> DiTConfig:
             f"There is no model.preset '{config.model.preset}'. Choose {', '.join(DIT_PRESETS)}."
         )
     return DIT_PRESETS[config.model.preset]
-
-
-def forward_flops(dit: DiTConfig, tokens: int) -> float:
-    """Forward FLOPs of one sample: matrix products and attention of the blocks."""
-    d, text = dit.hidden, dit.text_tokens
-    products = 2 * tokens * (6 * d * d + 2 * d * dit.ffn) + 4 * text * dit.text_dim * d
-    attention = 4 * tokens * tokens * d + 4 * tokens * text * d
-    return float(dit.layers * (products + attention))
 
 
 class DiffusionTask:
@@ -262,7 +255,7 @@ class DiffusionTask:
         return Work(
             unit="tokens",
             amount=samples * tokens,
-            forward_flops=samples * forward_flops(self.dit, tokens),
+            forward_flops=samples * float(dit_forward_flops(self.dit, tokens)),
         )
 
     def export(self, folder: Path, weights: Iterator[tuple[str, torch.Tensor]]) -> None:

@@ -20,9 +20,10 @@ import torch
 
 from components.lib.cosmos.dit import DIT_PRESETS, DiT
 from components.lib.cosmos.edm import edm_loss
+from components.lib.cosmos.flops import dit_forward_flops
 from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.train.config import DiffusionConfig
-from components.lib.train.diffusion import DiffusionTask, forward_flops
+from components.lib.train.diffusion import DiffusionTask
 from components.lib.train.engine import Engine
 from components.lib.train.layout import Layout, shard_model
 from tests.benchmarks.gpu.common import (
@@ -106,7 +107,7 @@ def measure(case: str) -> Row:
     parts = breakdown(engine.train_step)
     engine.stop_data()
     tokens = LATENT[1] * LATENT[2] * LATENT[3] // 4
-    flops = forward_flops(engine.task.dit, tokens)  # type: ignore[attr-defined]
+    flops = dit_forward_flops(engine.task.dit, tokens)  # type: ignore[attr-defined]
     share = 3 * flops / seconds / PEAK_BF16
     note = f"{spell(parts)}, data wait {waited * 1e3:.0f} ms; {plan(engine)}"
     del engine

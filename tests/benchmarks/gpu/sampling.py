@@ -16,12 +16,12 @@ import torch
 
 from components.lib.cosmos.channels_last import use_channels_last
 from components.lib.cosmos.dit import DIT_PRESETS, DiT, configure_blocks
+from components.lib.cosmos.flops import dit_forward_flops
 from components.lib.cosmos.sampling import SamplingConfig
 from components.lib.cosmos.text import TextEncoder
 from components.lib.cosmos.text_to_video import VideoRequest, make_video
 from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.progress import LineProgress
-from components.lib.train.diffusion import forward_flops
 from tests.benchmarks.gpu.common import PEAK_BF16, Row, header, milliseconds, peak_gib, reset, show
 
 TOKENS = 16 * 44 * 80
@@ -107,7 +107,7 @@ def video(steps: int = 35) -> Iterator[Row]:
     )
     seconds = time.perf_counter() - begun - spent["loading"]
     assert frames.shape == (121, 704, 1280, 3)
-    work = 2 * (steps + 1) * forward_flops(DIT_PRESETS["7B"], TOKENS)
+    work = 2 * (steps + 1) * dit_forward_flops(DIT_PRESETS["7B"], TOKENS)
     share = work / seconds / PEAK_BF16
     note = f"loading {spent['loading']:.0f} s beside it"
     yield Row(
