@@ -1,1 +1,1 @@
-"""The stages of a post-training pipeline, one folder each, and what they share (`components.lib`)."""
+"""The stages of a post-training pipeline, one folder each, and what they share in `lib`."""

@@ -26,7 +26,7 @@ class Frozen(BaseModel):
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is a sentence: what, which file or key, what to do."""
+    """Something the user can mend. The message says what, which file or key, and what to do."""
 
 
 def manifest_input(description: str, *, default: Any = ...) -> Any:

@@ -60,7 +60,12 @@ class Schemas:
                     inner = types[kind]["fields"][field]
                     yield from self._check(types, inner, item, f"{where}.{field}")
         else:
-            plain: dict[str, Any] = {"str": str, "int": int, "bool": bool, "object": (str, int, dict)}
+            plain: dict[str, Any] = {
+                "str": str,
+                "int": int,
+                "bool": bool,
+                "object": (str, int, dict),
+            }
             if kind in plain and not isinstance(value, plain[kind]):
                 yield f"{where} must be {kind}, not {value!r}"
             elif kind == "int" and isinstance(value, bool):
