@@ -58,26 +58,32 @@ class EvaluationConfig(StageConfig):
         default="",
     )
     model_name: str = Field(
-        "", description="Also measure the version of this model that is in production."
+        default="", description="Also measure the version of this model that is in production."
     )
     models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
     weights: Literal["model", "model_ema"] = Field(
-        "model", description="Which weights of the run are judged and promoted."
+        default="model", description="Which weights of the run are judged and promoted."
     )
-    max_clips: int = Field(64, ge=1, description="At most this many clips or videos of each set.")
-    seed: int = Field(0, description="Decides the fixed noise.")
-    sigmas: int = Field(8, ge=3, le=64, description="Diffusion: noise levels of the fixed grid.")
-    noise_draws: int = Field(1, ge=1, description="Diffusion: noises per clip and level.")
+    max_clips: int = Field(
+        default=64, ge=1, description="At most this many clips or videos of each set."
+    )
+    seed: int = Field(default=0, description="Decides the fixed noise.")
+    sigmas: int = Field(
+        default=8, ge=3, le=64, description="Diffusion: noise levels of the fixed grid."
+    )
+    noise_draws: int = Field(default=1, ge=1, description="Diffusion: noises per clip and level.")
     samples: int = Field(
-        1, ge=0, le=16, description="Diffusion: videos to make from noise with each model."
+        default=1, ge=0, le=16, description="Diffusion: videos to make from noise with each model."
     )
-    sample_steps: int = Field(20, ge=2, le=1000, description="Diffusion: steps of a video.")
-    guidance: float = Field(7.0, ge=0, description="Diffusion: guidance of made videos.")
-    frames: int = Field(33, ge=1, description="Tokenizer: frames taken from each video.")
+    sample_steps: int = Field(default=20, ge=2, le=1000, description="Diffusion: steps of a video.")
+    guidance: float = Field(default=7.0, ge=0, description="Diffusion: guidance of made videos.")
+    frames: int = Field(default=33, ge=1, description="Tokenizer: frames taken from each video.")
     crop: int = Field(
-        256, ge=0, description="Tokenizer: largest side of the centre crop; 0: whole picture."
+        default=256,
+        ge=0,
+        description="Tokenizer: largest side of the centre crop; 0: whole picture.",
     )
-    shown: int = Field(2, ge=0, le=16, description="Clips that are shown as pictures.")
+    shown: int = Field(default=2, ge=0, le=16, description="Clips that are shown as pictures.")
     device: str = operational("auto", "'auto' (a GPU when there is one), 'cpu' or 'cuda:N'.")
 
 

@@ -46,9 +46,10 @@ class PromotionConfig(StageConfig, GateRules):
     model_name: str = Field(description="Name under which versions are registered.")
     models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
     force: bool = Field(
-        False, description="Promote whatever the gate says. Needs a reason, which is recorded."
+        default=False,
+        description="Promote whatever the gate says. Needs a reason, which is recorded.",
     )
-    reason: str = Field("", description="Why, for the history.")
+    reason: str = Field(default="", description="Why, for the history.")
 
     @model_validator(mode="after")
     def _reasoned(self) -> PromotionConfig:

@@ -32,7 +32,7 @@ def publish(store: ObjectStore, storage_root: str) -> Publish:
     """Write files and a manifest as a stage would; returns the manifest's URI."""
 
     def write(
-        kind: str,
+        kind: Any,
         name: str,
         files: Mapping[str, bytes],
         *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from typing import Any
 
 import av
 import numpy as np
@@ -22,7 +23,7 @@ from components.lib.report.scores import parse_evaluation
 from components.lib.shards.latents import ClipInfo
 
 
-def config(inputs, storage_root, **changes):
+def config(inputs: Any, storage_root: Any, **changes: Any) -> Any:
     values = {
         "training": inputs.training, "checkpoint": inputs.base, "data": inputs.data,
         "storage_root": storage_root, "sigmas": 3, "shown": 1, "samples": 0,
@@ -30,20 +31,23 @@ def config(inputs, storage_root, **changes):
     return EvaluationConfig(**{**values, **changes})
 
 
-def test_sigma_grid_stands_for_the_training_distribution():
+def test_sigma_grid_stands_for_the_training_distribution() -> None:
     """Medians of equal parts of ln sigma ~ N(0, 1): symmetric around 1, known quantiles."""
     grid = sigma_grid(4, 1, 0).sigmas
     assert np.allclose(np.log(grid), [-1.15035, -0.31864, 0.31864, 1.15035], atol=1e-5)
 
 
-def test_loss_is_the_published_one_on_fixed_noise(diffusion, store, storage_root, progress):
+def test_loss_is_the_published_one_on_fixed_noise(
+    diffusion: Any, store: Any, storage_root: Any, progress: Any
+) -> None:
     """Against the published formula, computed apart: w(sigma) (x0 - D)^2 with x0 = 0.5 latent."""
     result = run(config(diffusion, storage_root), store, progress)
     found = parse_evaluation(
         store.get_bytes(result.manifest.file_uri("evaluation.json")), "evaluation.json"
     )
     assert {clip.drive for clip in found.clips("candidate")} == {"drive1", "drive2"}
-    for role, model in (("base", diffusion.base_model), ("candidate", diffusion.after_model)):
+    pairs: Any = (("base", diffusion.base_model), ("candidate", diffusion.after_model))
+    for role, model in pairs:
         for clip in found.clips(role):
             latent = diffusion.latents[clip.video]
             info = ClipInfo(
@@ -68,7 +72,9 @@ def test_loss_is_the_published_one_on_fixed_noise(diffusion, store, storage_root
             assert clip.values["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_writes_everything_and_says_what_it_found(diffusion, store, storage_root, progress, read):
+def test_writes_everything_and_says_what_it_found(
+    diffusion: Any, store: Any, storage_root: Any, progress: Any, read: Any
+) -> None:
     result = run(config(diffusion, storage_root), store, progress)
     paths = {entry.path for entry in result.manifest.files}
     assert {
@@ -89,8 +95,8 @@ def test_writes_everything_and_says_what_it_found(diffusion, store, storage_root
 
 
 def test_same_inputs_are_reused_and_unchanged_weights_measure_equal(
-    diffusion, store, storage_root, progress
-):
+    diffusion: Any, store: Any, storage_root: Any, progress: Any
+) -> None:
     first = run(config(diffusion, storage_root), store, progress)
     again = run(config(diffusion, storage_root), store, progress)
     assert again.reused and again.manifest == first.manifest
@@ -99,8 +105,8 @@ def test_same_inputs_are_reused_and_unchanged_weights_measure_equal(
 
 
 def test_without_a_held_out_drive_it_measures_on_training_video_and_says_so(
-    diffusion, publish, store, storage_root, progress, read
-):
+    diffusion: Any, publish: Any, store: Any, storage_root: Any, progress: Any, read: Any
+) -> None:
     whole = json.loads(store.get_bytes(diffusion.data))
     train = next(entry for entry in whole["files"] if entry["path"].startswith("train"))
     data = publish(
@@ -114,8 +120,8 @@ def test_without_a_held_out_drive_it_measures_on_training_video_and_says_so(
 
 
 def test_damaged_weights_are_an_error_that_names_the_model(
-    diffusion, publish_run, store, storage_root, progress, tmp_path
-):
+    diffusion: Any, publish_run: Any, store: Any, storage_root: Any, progress: Any, tmp_path: Any
+) -> None:
     state = {k: v.clone() for k, v in diffusion.base_model.state_dict().items()}
     state["final_layer.linear.weight"].fill_(float("nan"))
     folder = save_model_folder(tmp_path / "nan", "dit", "tiny", diffusion.config, state)
@@ -125,14 +131,16 @@ def test_damaged_weights_are_an_error_that_names_the_model(
         run(config(diffusion, storage_root, training=broken), store, progress)
 
 
-def test_wrong_kind_of_data_is_named(diffusion, store, storage_root, progress):
+def test_wrong_kind_of_data_is_named(
+    diffusion: Any, store: Any, storage_root: Any, progress: Any
+) -> None:
     with pytest.raises(UserError, match="'videos' manifest"):
         run(config(diffusion, storage_root, data=diffusion.video_manifest), store, progress)
 
 
 def test_videos_are_made_with_the_same_seed_before_and_after(
-    diffusion, store, storage_root, progress
-):
+    diffusion: Any, store: Any, storage_root: Any, progress: Any
+) -> None:
     settings = {"samples": 1, "sample_steps": 2, "shown": 0}
     result = run(config(diffusion, storage_root, **settings), store, progress)
     paths = {entry.path: entry.sha256 for entry in result.manifest.files}
@@ -142,7 +150,7 @@ def test_videos_are_made_with_the_same_seed_before_and_after(
     assert other.manifest.entry("pictures/sample-00.jpg").sha256 != paths["pictures/sample-00.jpg"]
 
 
-def test_patch_vectors_are_means_of_patches():
+def test_patch_vectors_are_means_of_patches() -> None:
     latent = torch.arange(2 * 1 * 8 * 4, dtype=torch.float32).reshape(2, 1, 8, 4)
     vectors = patch_vectors(latent)
     assert vectors.shape == (2, 2)
@@ -150,8 +158,14 @@ def test_patch_vectors_are_means_of_patches():
 
 
 def test_with_the_latents_tokenizer_pictures_are_decoded_and_videos_play(
-    diffusion, publish, store, storage_root, progress, tmp_path, read
-):
+    diffusion: Any,
+    publish: Any,
+    store: Any,
+    storage_root: Any,
+    progress: Any,
+    tmp_path: Any,
+    read: Any,
+) -> None:
     """The data set's manifest names the tokenizer that made it; that one decodes."""
     tiny = TOKENIZER_PRESETS["tiny-cv"]
     model = CosmosTokenizer(tiny)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 @pytest.fixture(scope="module")
-def weights():
+def weights() -> Any:
     generator = torch.Generator().manual_seed(0)
     state, channels = {}, 3
     for numbers, width in zip(GROUPS, WIDTHS, strict=True):
@@ -31,13 +33,13 @@ def weights():
 
 
 @pytest.fixture(scope="module")
-def distance(weights, tmp_path_factory):
+def distance(weights: Any, tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("vgg")
     save_model_folder(folder, "vgg16", "vgg16", {}, weights)
     return FeatureDistance(folder, "cpu")
 
 
-def features(frames, weights):
+def features(frames: Any, weights: Any) -> Any:
     """Activations relu1_2, 2_2, 3_3, 4_3, 5_3 of frames in [0, 1]."""
     shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in (SHIFT, SCALE))
     x = (2 * frames - 1 - shift) / scale
@@ -48,7 +50,7 @@ def features(frames, weights):
         yield x
 
 
-def test_is_the_published_formula(distance, weights):
+def test_is_the_published_formula(distance: Any, weights: Any) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(2, 3, 32, 48, generator=generator)
     y = (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
@@ -58,7 +60,7 @@ def test_is_the_published_formula(distance, weights):
     assert distance(x, x) == 0
 
 
-def test_grows_with_the_damage(distance):
+def test_grows_with_the_damage(distance: Any) -> None:
     generator = torch.Generator().manual_seed(2)
     x = torch.rand(1, 3, 32, 32, generator=generator)
     noise = torch.randn(x.shape, generator=generator)

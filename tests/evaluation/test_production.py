@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from components.evaluation.stage import EvaluationConfig
@@ -15,10 +17,10 @@ from components.promotion.stage import run as promote
 
 
 @pytest.fixture
-def cycle(diffusion, store, storage_root, progress):
+def cycle(diffusion: Any, store: Any, storage_root: Any, progress: Any) -> Any:
     """Evaluate and promote one training run; returns both results."""
 
-    def go(training, checkpoint):
+    def go(training: Any, checkpoint: Any) -> Any:
         judged = evaluate(
             EvaluationConfig(
                 training=training, checkpoint=checkpoint, data=diffusion.data, model_name="m",
@@ -39,8 +41,15 @@ def cycle(diffusion, store, storage_root, progress):
 
 
 def test_two_generations(
-    diffusion, publish_run, store, storage_root, cycle, tmp_path, read, progress
-):
+    diffusion: Any,
+    publish_run: Any,
+    store: Any,
+    storage_root: Any,
+    cycle: Any,
+    tmp_path: Any,
+    read: Any,
+    progress: Any,
+) -> None:
     registry = Registry(store, models_root(storage_root), "m")
     first = cycle(diffusion.training, diffusion.base)
     assert first[1].manifest.summary["production"] == "m@1"
@@ -77,4 +86,5 @@ def test_two_generations(
         {"checkpoint": start, "data": diffusion.data},
     )
     assert cycle(worse, start)[1].manifest.summary["decision"] == "refused"
-    assert registry.production().version == 2
+    head = registry.production()
+    assert head is not None and head.version == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ from components.evaluation.stage import EvaluationConfig, run
 from components.lib.report.scores import parse_evaluation
 
 
-def config(inputs, storage_root, **changes):
+def config(inputs: Any, storage_root: Any, **changes: Any) -> Any:
     values = {
         "training": inputs.training, "checkpoint": inputs.base, "data": inputs.data,
         "storage_root": storage_root, "frames": 9, "crop": 64, "shown": 1,
@@ -31,13 +32,16 @@ def middle(mp4: bytes, count: int) -> np.ndarray:
     return np.stack(frames[start : start + count])[:, :64, left : left + 64]
 
 
-def test_figures_equal_scikit_image_on_the_same_pictures(tokenizer, store, storage_root, progress):
+def test_figures_equal_scikit_image_on_the_same_pictures(
+    tokenizer: Any, store: Any, storage_root: Any, progress: Any
+) -> None:
     result = run(config(tokenizer, storage_root), store, progress)
     found = parse_evaluation(
         store.get_bytes(result.manifest.file_uri("evaluation.json")), "evaluation.json"
     )
     assert len(found.clips("base")) == 2, "two of the four videos are held out"
-    for role, model in (("base", tokenizer.base_model), ("candidate", tokenizer.after_model)):
+    models: Any = (("base", tokenizer.base_model), ("candidate", tokenizer.after_model))
+    for role, model in models:
         for clip in found.clips(role):
             frames = middle(tokenizer.clips[clip.video], 9)
             video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
@@ -60,8 +64,8 @@ def test_figures_equal_scikit_image_on_the_same_pictures(tokenizer, store, stora
 
 
 def test_pictures_show_original_beside_reconstruction(
-    tokenizer, store, storage_root, progress, read
-):
+    tokenizer: Any, store: Any, storage_root: Any, progress: Any, read: Any
+) -> None:
     result = run(config(tokenizer, storage_root), store, progress)
     sheet = Image.open(io.BytesIO(read(result.manifest, "pictures/reconstruction-00.jpg")))
     assert sheet.width > 5 * 200, "five columns"
@@ -77,7 +81,9 @@ def test_pictures_show_original_beside_reconstruction(
 
 
 @pytest.mark.parametrize("tokenizer", ["tiny-dv"], indirect=True)
-def test_discrete_tokenizers_report_code_use(tokenizer, store, storage_root, progress):
+def test_discrete_tokenizers_report_code_use(
+    tokenizer: Any, store: Any, storage_root: Any, progress: Any
+) -> None:
     result = run(config(tokenizer, storage_root), store, progress)
     assert 0 < result.metrics["candidate_code_usage"] <= 1
     used = result.metrics["candidate_code_usage"] * 64_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import typer
@@ -20,13 +21,13 @@ VIDEO = "s3://fleet/a/one.mp4"
 
 
 @pytest.fixture
-def type_in(store_env, monkeypatch) -> Callable[..., typer.testing.Result]:
+def type_in(store_env: Any, monkeypatch: Any) -> Callable[..., typer.testing.Result]:
     """Run a command module with arguments against the test's store."""
     for key, value in store_env.items():
         if key.startswith("AWS_"):
             monkeypatch.setenv(key, value)
 
-    def go(module, *arguments):
+    def go(module: Any, *arguments: Any) -> Any:
         app = typer.Typer()
         app.command()(module.command)
         return CliRunner().invoke(app, list(arguments))
@@ -35,10 +36,10 @@ def type_in(store_env, monkeypatch) -> Callable[..., typer.testing.Result]:
 
 
 @pytest.fixture
-def publish(store, storage_root):
+def publish(store: Any, storage_root: Any) -> Any:
     """Write files and a manifest; returns the manifest's URI."""
 
-    def write(kind, name, files, inputs=(), config=None):
+    def write(kind: Any, name: Any, files: Any, inputs: Any = (), config: Any = None) -> Any:
         uri = f"{storage_root}/{kind}/{name}/"
         entries = []
         for path, data in files.items():
@@ -59,7 +60,7 @@ def publish(store, storage_root):
 
 
 @pytest.fixture
-def runs(publish, store):
+def runs(publish: Any, store: Any) -> Any:
     """(training, evaluation) of a good first run and of a bad one."""
     record = VideoRecord(uri=VIDEO, sha256="a" * 64, split="train")
     videos = publish("videos", "v", {"videos.jsonl": record_line(record)}, config={"seed": 7})
@@ -73,7 +74,8 @@ def runs(publish, store):
             "settings.json": b'{"lr": 1}',
         }
         training = publish("training-run", name, files, [("checkpoint", base), ("data", videos)])
-        models, sets = {}, {}
+        models: Any = {}
+        sets: Any = {}
         for role, ref, value in (("base", base, 1.0), ("candidate", training, loss)):
             digest = weights_digest(load_manifest(ref, store))
             models[role] = ModelRef(name=role, digest=digest, manifest=ref)
@@ -89,7 +91,7 @@ def runs(publish, store):
     return pairs
 
 
-def test_promote_lineage_and_rollback(type_in, runs, storage_root):
+def test_promote_lineage_and_rollback(type_in: Any, runs: Any, storage_root: Any) -> None:
     root = ("--storage-root", storage_root)
     good, bad = [("--training", t, "--evaluation", e) for t, e in runs]
     done = type_in(promote, "m", *good, *root)
@@ -111,7 +113,7 @@ def test_promote_lineage_and_rollback(type_in, runs, storage_root):
     assert "No model version" in type_in(lineage, "--video", "s3://x/y.mp4", *root).output
 
 
-def test_mistakes_are_sentences(type_in, runs, storage_root):
+def test_mistakes_are_sentences(type_in: Any, runs: Any, storage_root: Any) -> None:
     root = ("--storage-root", storage_root)
     cases = [
         (lineage, ("m@4", *root), r"no m@4 \(there are: none\)"),
@@ -128,7 +130,7 @@ def test_mistakes_are_sentences(type_in, runs, storage_root):
             raise result.exception
 
 
-def test_report_compares_runs_from_the_store(type_in, runs, tmp_path):
+def test_report_compares_runs_from_the_store(type_in: Any, runs: Any, tmp_path: Any) -> None:
     output = tmp_path / "sub" / "compare.html"
     done = type_in(report, runs[0][0], runs[1][0], "--output", str(output))
     assert done.exit_code == 0, done.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ class World:
 
     def publish(
         self,
-        kind: str,
+        kind: Any,
         name: str,
         files: Mapping[str, bytes],
         inputs: Mapping[str, str] | None = None,
@@ -72,11 +73,11 @@ class World:
         production: tuple[str, Sequence[float]] | None = None,
     ) -> str:
         """An evaluation with these losses per video. ``production``: (manifest URI, losses)."""
-        refs = {"base": self.base, "candidate": training}
-        columns = {"base": base, "candidate": losses}
+        refs: dict[Any, str] = {"base": self.base, "candidate": training}
+        columns: dict[Any, Sequence[float]] = {"base": base, "candidate": losses}
         if production is not None:
             refs["production"], columns["production"] = production
-        models = {}
+        models: dict[Any, ModelRef] = {}
         for role, ref in refs.items():
             manifest = load_manifest(ref, self.store)
             models[role] = ModelRef(

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -23,20 +24,20 @@ class Quiet:
     def log(self, message: str) -> None:
         """Nothing."""
 
-    def task(self, what, total=None, unit=""):
+    def task(self, what: Any, total: Any = None, unit: Any = "") -> Any:
         return self
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> Any:
         return None
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         """Nothing."""
 
 
-def promote(env: dict[str, str], values: dict[str, object]) -> int:
+def promote(env: dict[str, str], values: dict[str, Any]) -> int:
     """Pointer number that this promotion was acknowledged with, 0 when it was not promoted."""
     result = run(PromotionConfig(**values), ObjectStore.from_env(env), Quiet())
     summary = result.manifest.summary
@@ -74,7 +75,7 @@ class Observer(threading.Thread):
 
 
 @pytest.fixture
-def pool():
+def pool() -> Any:
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(4, mp_context=context) as workers:
         workers.submit(int).result()  # fork all of them now, before any thread is started
@@ -82,8 +83,8 @@ def pool():
 
 
 def test_twenty_at_once_never_leave_a_missing_or_older_version(
-    world, store, store_env, storage_root, pool
-):
+    world: Any, store: Any, store_env: Any, storage_root: Any, pool: Any
+) -> None:
     """Forced promotions of 14 models and 6 rollbacks, four processes at a time.
 
     Every acknowledged state is there exactly once, in an unbroken chain, and a reader never sees
@@ -94,7 +95,7 @@ def test_twenty_at_once_never_leave_a_missing_or_older_version(
     env = {key: value for key, value in store_env.items() if key.startswith("AWS_")}
     base = {"model_name": "m", "storage_root": storage_root, "force": True, "reason": "race"}
     promote(env, {**base, "training": seed, "evaluation": world.evaluate("seed", seed, [0.5])})
-    jobs = []
+    jobs: list[Any] = []
     for number in range(ACTORS - 6):
         training = world.train(f"r{number}")
         evaluation = world.evaluate(f"r{number}", training, [0.5])
@@ -114,7 +115,8 @@ def test_twenty_at_once_never_leave_a_missing_or_older_version(
     assert not observer.wrong
     assert len(acknowledged) == len(set(acknowledged)), "no state is won by two"
     assert sorted([1, *acknowledged]) == [state.number for state in states]
-    assert registry.production().number == max(acknowledged)
+    head = registry.production()
+    assert head is not None and head.number == max(acknowledged)
     for before, after in itertools.pairwise(states):
         assert after.replaced == before.version
     assert {state.version for state in states} <= set(registry.versions())
@@ -122,7 +124,9 @@ def test_twenty_at_once_never_leave_a_missing_or_older_version(
     assert promoted == ACTORS - 6 and len(registry.versions()) == 1 + promoted
 
 
-def test_two_first_promotions_never_both_win(world, store, store_env, storage_root, pool):
+def test_two_first_promotions_never_both_win(
+    world: Any, store: Any, store_env: Any, storage_root: Any, pool: Any
+) -> None:
     """Without force the loser meets a production it was not compared with, and is refused."""
     env = {key: value for key, value in store_env.items() if key.startswith("AWS_")}
     jobs = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,8 +14,16 @@ TRIALS = 1000
 VIDEOS = 24
 
 
-def evaluation(base, candidate, production=None, *, drives=None, old=None, better="lower"):
-    def clips(values):
+def evaluation(
+    base: Any,
+    candidate: Any,
+    production: Any = None,
+    *,
+    drives: Any = None,
+    old: Any = None,
+    better: Any = "lower",
+) -> Any:
+    def clips(values: Any) -> Any:
         return tuple(
             ClipScore(
                 video=f"v{i}", sha256=f"v{i}", clip=f"c{i}",
@@ -25,14 +35,16 @@ def evaluation(base, candidate, production=None, *, drives=None, old=None, bette
     columns = {"base": base, "candidate": candidate}
     if production is not None:
         columns["production"] = production
-    sets = {"held-out": {role: clips(values) for role, values in columns.items()}}
+    sets: Any = {"held-out": {role: clips(values) for role, values in columns.items()}}
     if old is not None:
         sets["old"] = {role: clips(values) for role, values in old.items()}
-    models = {role: ModelRef(name=role, digest=f"digest-{role}", manifest="") for role in columns}
+    models: Any = {
+        role: ModelRef(name=role, digest=f"digest-{role}", manifest="") for role in columns
+    }
     return Evaluation(family="dit", metric="loss", better=better, models=models, sets=sets)
 
 
-def fleet(rng, gain_in_errors, rho=0.95, spread=0.3):
+def fleet(rng: Any, gain_in_errors: Any, rho: Any = 0.95, spread: Any = 0.3) -> Any:
     """Losses of two models over videos of unequal difficulty.
 
     ``spread`` is the standard deviation of ln(loss) over videos, ``rho`` the correlation of the
@@ -45,7 +57,7 @@ def fleet(rng, gain_in_errors, rho=0.95, spread=0.3):
     return np.exp(logs[:, 0]), np.exp(logs[:, 1])
 
 
-def share_promoted(seed, gain_in_errors, rules=None, **settings):
+def share_promoted(seed: Any, gain_in_errors: Any, rules: Any = None, **settings: Any) -> Any:
     rng = np.random.default_rng(seed)
     passed = 0
     for _ in range(TRIALS):
@@ -56,17 +68,17 @@ def share_promoted(seed, gain_in_errors, rules=None, **settings):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_equal_models_are_promoted_in_under_five_percent(seed):
+def test_equal_models_are_promoted_in_under_five_percent(seed: Any) -> None:
     """The hard case: equal on average but different on every video, in 1,000 seeded trials."""
     assert share_promoted(seed, 0.0) < 0.05
 
 
-def test_the_share_is_that_of_the_test_when_the_drive_rule_is_switched_off():
+def test_the_share_is_that_of_the_test_when_the_drive_rule_is_switched_off() -> None:
     share = share_promoted(3, 0.0, GateRules(max_regression=10.0))
     assert 0.012 < share < 0.04, "2.5 % nominal, three standard errors of 1,000 trials either way"
 
 
-def test_truly_identical_models_are_never_promoted():
+def test_truly_identical_models_are_never_promoted() -> None:
     rng = np.random.default_rng(4)
     for _ in range(TRIALS):
         losses, _ = fleet(rng, 0.0)
@@ -75,13 +87,13 @@ def test_truly_identical_models_are_never_promoted():
 
 
 @pytest.mark.parametrize("rho", [0.9, 0.95, 0.99])
-def test_an_improvement_of_two_standard_errors_is_promoted_in_over_ninety_percent(rho):
+def test_an_improvement_of_two_standard_errors_is_promoted_in_over_ninety_percent(rho: Any) -> None:
     """Two standard errors of a model's held-out loss over videos, as the report shows them."""
     rules = GateRules(max_regression=0.2)
     assert share_promoted(5, 2.0, rules, rho=rho) > 0.9
 
 
-def test_two_standard_errors_of_the_paired_difference_pass_about_half_the_time():
+def test_two_standard_errors_of_the_paired_difference_pass_about_half_the_time() -> None:
     """What no test at this level can do much better; stated in the gate's docstring."""
     rho = 0.95
     gain = 2 * np.sqrt(2 * (1 - rho))
@@ -89,7 +101,7 @@ def test_two_standard_errors_of_the_paired_difference_pass_about_half_the_time()
     assert 0.4 < share < 0.64
 
 
-def test_margin_is_demanded_on_top_of_the_noise():
+def test_margin_is_demanded_on_top_of_the_noise() -> None:
     base = np.linspace(1, 2, 12)
     found = evaluation(base, base * 0.97, base)
     assert judge(found, "digest-production", "m@1", GateRules()).passed
@@ -97,7 +109,7 @@ def test_margin_is_demanded_on_top_of_the_noise():
     assert not strict.passed and "needed more than 0.05" in strict.rules[0].sentence
 
 
-def test_one_drive_that_gets_much_worse_refuses_and_is_named():
+def test_one_drive_that_gets_much_worse_refuses_and_is_named() -> None:
     base = np.ones(20)
     after = np.full(20, 0.8)
     after[:2] = 1.2
@@ -110,7 +122,7 @@ def test_one_drive_that_gets_much_worse_refuses_and_is_named():
     assert "night (+0.182)" in failed[0].sentence
 
 
-def test_forgetting_older_video_refuses():
+def test_forgetting_older_video_refuses() -> None:
     base = np.linspace(1, 2, 12)
     old = {"candidate": base * 1.2, "production": base}
     found = judge(
@@ -119,19 +131,19 @@ def test_forgetting_older_video_refuses():
     assert [rule.name for rule in found.rules if not rule.passed] == ["does not forget"]
 
 
-def test_an_evaluation_against_another_production_is_refused():
+def test_an_evaluation_against_another_production_is_refused() -> None:
     base = np.ones(6)
     found = judge(evaluation(base, base * 0.5, base), "digest-newer", "m@7", GateRules())
     assert not found.passed and "m@7" in found.rules[0].sentence
 
 
-def test_first_version_must_beat_its_base_unless_told_otherwise():
+def test_first_version_must_beat_its_base_unless_told_otherwise() -> None:
     base = np.ones(2)
     assert judge(evaluation(base, base * 0.9), "", "", GateRules()).passed
     assert not judge(evaluation(base, base * 1.1), "", "", GateRules()).passed
     assert judge(evaluation(base, base * 1.1), "", "", GateRules(first_version="accept")).passed
 
 
-def test_one_clip_cannot_tell_an_improvement_from_noise():
+def test_one_clip_cannot_tell_an_improvement_from_noise() -> None:
     found = judge(evaluation([1.0], [0.5], [1.0]), "digest-production", "m@1", GateRules())
     assert not found.passed and "Hold out more video" in found.rules[0].sentence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -20,13 +21,13 @@ WORSE = (1.1, 2.2, 3.3, 4.4, 5.5, 6.6)
 
 
 @pytest.fixture
-def registry(store, storage_root) -> Registry:
+def registry(store: Any, storage_root: Any) -> Registry:
     return Registry(store, models_root(storage_root), "m")
 
 
 @pytest.fixture
-def promote(world, store, storage_root, progress):
-    def go(training, evaluation, **more):
+def promote(world: Any, store: Any, storage_root: Any, progress: Any) -> Any:
+    def go(training: Any, evaluation: Any, **more: Any) -> Any:
         config = PromotionConfig(
             training=training, evaluation=evaluation, model_name="m",
             storage_root=storage_root, **more,
@@ -37,13 +38,15 @@ def promote(world, store, storage_root, progress):
 
 
 @pytest.fixture
-def first(world, promote):
+def first(world: Any, promote: Any) -> Any:
     training = world.train("one")
     evaluation = world.evaluate("one", training, BETTER)
     return training, evaluation, promote(training, evaluation)
 
 
-def challenge(world, registry, name, losses, production_losses=BETTER):
+def challenge(
+    world: Any, registry: Any, name: Any, losses: Any, production_losses: Any = BETTER
+) -> Any:
     """A run evaluated against what is in production."""
     head = registry.production()
     uri = registry.version_uri(head.version) + "manifest.json"
@@ -51,7 +54,7 @@ def challenge(world, registry, name, losses, production_losses=BETTER):
     return training, world.evaluate(name, training, losses, production=(uri, production_losses))
 
 
-def test_first_version_is_complete(first, registry, store):
+def test_first_version_is_complete(first: Any, registry: Any, store: Any) -> None:
     _, _, result = first
     assert result.metrics["promoted"] == 1
     head = registry.production()
@@ -74,7 +77,9 @@ def test_first_version_is_complete(first, registry, store):
     assert [step.stage for step in lineage.steps].index("videos") == 1
 
 
-def test_the_same_promotion_again_is_a_no_op_that_says_so(first, promote, registry, progress):
+def test_the_same_promotion_again_is_a_no_op_that_says_so(
+    first: Any, promote: Any, registry: Any, progress: Any
+) -> None:
     training, evaluation, result = first
     again = promote(training, evaluation)
     assert again.reused and again.manifest == result.manifest
@@ -82,7 +87,9 @@ def test_the_same_promotion_again_is_a_no_op_that_says_so(first, promote, regist
     assert len(registry.history()) == 1 and registry.versions() == [1]
 
 
-def test_better_replaces_and_worse_does_not(first, world, promote, registry):
+def test_better_replaces_and_worse_does_not(
+    first: Any, world: Any, promote: Any, registry: Any
+) -> None:
     refused = promote(*challenge(world, registry, "worse", WORSE))
     assert refused.metrics["promoted"] == 0
     assert refused.manifest.summary["decision"] == "refused"
@@ -92,7 +99,9 @@ def test_better_replaces_and_worse_does_not(first, world, promote, registry):
     assert registry.production().replaced == 1
 
 
-def test_force_is_recorded_with_its_reason(first, world, promote, registry):
+def test_force_is_recorded_with_its_reason(
+    first: Any, world: Any, promote: Any, registry: Any
+) -> None:
     with pytest.raises(ValidationError, match="needs a reason"):
         promote("s3://x/y", "s3://x/z", force=True)
     promote(*challenge(world, registry, "worse", WORSE), force=True, reason="demo on Friday")
@@ -100,7 +109,9 @@ def test_force_is_recorded_with_its_reason(first, world, promote, registry):
     assert (head.version, head.forced, head.reason) == (2, True, "demo on Friday")
 
 
-def test_a_rolled_back_model_does_not_come_back_by_itself(first, world, promote, registry):
+def test_a_rolled_back_model_does_not_come_back_by_itself(
+    first: Any, world: Any, promote: Any, registry: Any
+) -> None:
     runs = challenge(world, registry, "best", BEST)
     promote(*runs)
     pointer = rollback(registry, None, "bad at night")
@@ -112,7 +123,9 @@ def test_a_rolled_back_model_does_not_come_back_by_itself(first, world, promote,
     assert registry.production().version == 2, "the same weights keep their number"
 
 
-def test_rollback_goes_to_the_version_before_and_not_to_and_fro(first, world, promote, registry):
+def test_rollback_goes_to_the_version_before_and_not_to_and_fro(
+    first: Any, world: Any, promote: Any, registry: Any
+) -> None:
     promote(*challenge(world, registry, "two", BEST))
     third = tuple(0.9 * value for value in BEST)
     promote(*challenge(world, registry, "three", third, production_losses=BEST))
@@ -126,8 +139,8 @@ def test_rollback_goes_to_the_version_before_and_not_to_and_fro(first, world, pr
 
 
 def test_interrupted_while_copying_goes_on_with_the_same_number(
-    world, promote, registry, monkeypatch
-):
+    world: Any, promote: Any, registry: Any, monkeypatch: Any
+) -> None:
     training = world.train("one")
     evaluation = world.evaluate("one", training, BETTER)
     with monkeypatch.context() as patch:
@@ -139,7 +152,9 @@ def test_interrupted_while_copying_goes_on_with_the_same_number(
     assert registry.production().version == 1
 
 
-def test_interrupted_after_the_pointer_moved_finds_itself(first, promote, registry, store):
+def test_interrupted_after_the_pointer_moved_finds_itself(
+    first: Any, promote: Any, registry: Any, store: Any
+) -> None:
     training, evaluation, result = first
     store.delete(result.manifest_uri)
     again = promote(training, evaluation)
@@ -147,15 +162,15 @@ def test_interrupted_after_the_pointer_moved_finds_itself(first, promote, regist
     assert len(registry.history()) == 1
 
 
-def test_an_evaluation_of_other_weights_is_an_error(world, promote):
+def test_an_evaluation_of_other_weights_is_an_error(world: Any, promote: Any) -> None:
     evaluation = world.evaluate("one", world.train("one"), BETTER)
     with pytest.raises(UserError, match="Evaluate this training run"):
         promote(world.train("two"), evaluation)
 
 
 def test_lineage_is_inherited_and_found_by_video(
-    first, world, promote, registry, store, storage_root
-):
+    first: Any, world: Any, promote: Any, registry: Any, store: Any, storage_root: Any
+) -> None:
     promote(*challenge(world, registry, "best", BEST))
     held = parse_lineage(store.get_bytes(registry.version_uri(2) + "lineage.json"), "")
     assert {step.via for step in held.steps} == {"", "m@1"}
@@ -165,7 +180,9 @@ def test_lineage_is_inherited_and_found_by_video(
     assert models_that_used(store, root, "s3://fleet/c/bad.mp4") == []
 
 
-def test_lineage_survives_deletion_of_the_runs(first, world, promote, registry, store):
+def test_lineage_survives_deletion_of_the_runs(
+    first: Any, world: Any, promote: Any, registry: Any, store: Any
+) -> None:
     training, _, _ = first
     store.delete(load_manifest(training, store).uri + "model/model.safetensors")
     for uri in (world.videos, world.data):
@@ -176,7 +193,9 @@ def test_lineage_survives_deletion_of_the_runs(first, world, promote, registry, 
 
 
 @pytest.mark.parametrize("name", ["", "UPPER", "a/b", "../x", "a b"])
-def test_names_that_cannot_be_folders_are_refused(world, store, storage_root, progress, name):
+def test_names_that_cannot_be_folders_are_refused(
+    world: Any, store: Any, storage_root: Any, progress: Any, name: Any
+) -> None:
     training = world.train("one")
     evaluation = world.evaluate("one", training, BETTER)
     config = PromotionConfig(
@@ -186,7 +205,9 @@ def test_names_that_cannot_be_folders_are_refused(world, store, storage_root, pr
         run(config, store, progress)
 
 
-def test_the_gates_rules_are_set_like_any_option(first, world, promote, registry):
+def test_the_gates_rules_are_set_like_any_option(
+    first: Any, world: Any, promote: Any, registry: Any
+) -> None:
     runs = challenge(world, registry, "best", BEST)
     strict = promote(*runs, min_improvement=0.5)
     assert strict.manifest.summary["decision"] == "refused"

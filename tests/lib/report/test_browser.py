@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
 
 
 @pytest.fixture
-def view(chrome, tmp_path: Path) -> Iterator[Callable[[bytes], object]]:
+def view(chrome: Any, tmp_path: Path) -> Iterator[Callable[[bytes], object]]:
     """Open a page from disk; afterwards the console must be empty and the network unused."""
 
     def show(content: bytes, name: str = "report.html") -> object:
@@ -99,11 +100,11 @@ def two_runs() -> list[Run]:
     return [make_run("first", 0), make_run("second", 1, floor=0.9)]
 
 
-def chart(driver, key="loss"):
+def chart(driver: Any, key: Any = "loss") -> Any:
     return driver.find_element("css selector", f'figure[data-chart="{key}"]')
 
 
-def ticks(driver, key="loss"):
+def ticks(driver: Any, key: Any = "loss") -> Any:
     """Labels of the horizontal axis, from left to right."""
     return driver.execute_script(
         "return [...document.querySelectorAll(`figure[data-chart='${arguments[0]}'] "
@@ -112,7 +113,7 @@ def ticks(driver, key="loss"):
     )
 
 
-def move(driver, x, y=0.5, press=False, release=False):
+def move(driver: Any, x: Any, y: Any = 0.5, press: Any = False, release: Any = False) -> None:
     """Pointer events on the loss chart at fractions of its width and height."""
     from selenium.webdriver.common.action_chains import ActionChains
 
@@ -127,11 +128,11 @@ def move(driver, x, y=0.5, press=False, release=False):
     actions.perform()
 
 
-def to_chart(driver):
+def to_chart(driver: Any) -> None:
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart(driver))
 
 
-def test_a_fault_would_be_noticed(chrome, tmp_path):
+def test_a_fault_would_be_noticed(chrome: Any, tmp_path: Any) -> None:
     """The two checks of `view` can fail: errors and requests do show in the logs."""
     path = tmp_path / "bad.html"
     path.write_text("<img src='http://127.0.0.1:9/x.png'><script>nothing.here</script>")
@@ -140,7 +141,7 @@ def test_a_fault_would_be_noticed(chrome, tmp_path):
     assert any("127.0.0.1:9" in e["message"] for e in chrome.get_log("performance"))
 
 
-def test_hovering_reads_out_the_logged_values(view, two_runs):
+def test_hovering_reads_out_the_logged_values(view: Any, two_runs: Any) -> None:
     driver = view(run_page(two_runs))
     to_chart(driver)
     move(driver, 0.5)
@@ -156,7 +157,7 @@ def test_hovering_reads_out_the_logged_values(view, two_runs):
     assert not tip.is_displayed()
 
 
-def test_dragging_zooms_and_double_click_goes_back(view, two_runs):
+def test_dragging_zooms_and_double_click_goes_back(view: Any, two_runs: Any) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     driver = view(run_page(two_runs))
@@ -171,10 +172,10 @@ def test_dragging_zooms_and_double_click_goes_back(view, two_runs):
     assert ticks(driver) == before
 
 
-def test_runs_are_switched_off_and_on(view, two_runs):
+def test_runs_are_switched_off_and_on(view: Any, two_runs: Any) -> None:
     driver = view(run_page(two_runs))
 
-    def lines():
+    def lines() -> Any:
         return driver.execute_script(
             "return [...document.querySelectorAll(\"figure[data-chart='loss'] g[data-line]\")]"
             ".map((g) => Number(g.dataset.line))"
@@ -191,10 +192,10 @@ def test_runs_are_switched_off_and_on(view, two_runs):
     assert lines() == [0, 1, 2, 3]
 
 
-def test_log_scale_and_smoothing_change_what_is_drawn(view, two_runs):
+def test_log_scale_and_smoothing_change_what_is_drawn(view: Any, two_runs: Any) -> None:
     driver = view(run_page(two_runs))
 
-    def drawn():
+    def drawn() -> Any:
         return driver.execute_script(
             "return document.querySelector(\"figure[data-chart='loss'] g[data-line='0'] "
             'polyline.main").getAttribute("points")'
@@ -218,7 +219,7 @@ def test_log_scale_and_smoothing_change_what_is_drawn(view, two_runs):
     assert np.abs(np.diff(heights)).mean() < 0.3 * np.abs(np.diff(rough)).mean()
 
 
-def test_works_in_a_sandboxed_frame_as_the_kfp_ui_shows_it(view, two_runs):
+def test_works_in_a_sandboxed_frame_as_the_kfp_ui_shows_it(view: Any, two_runs: Any) -> None:
     """srcdoc with scripts only: no origin, so storage would throw and '#' links would leave."""
     content = run_page(two_runs).decode()
     style = "width:1100px;height:900px"
@@ -234,7 +235,7 @@ def test_works_in_a_sandboxed_frame_as_the_kfp_ui_shows_it(view, two_runs):
     driver.switch_to.default_content()
 
 
-def test_readable_without_scripts(chrome, view, two_runs):
+def test_readable_without_scripts(chrome: Any, view: Any, two_runs: Any) -> None:
     chrome.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         driver = view(run_page(two_runs))
@@ -247,7 +248,9 @@ def test_readable_without_scripts(chrome, view, two_runs):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_person_can_read_the_curves(chrome, view, two_runs, theme, tmp_path):
+def test_a_person_can_read_the_curves(
+    chrome: Any, view: Any, two_runs: Any, theme: Any, tmp_path: Any
+) -> None:
     """Both curves and their text stand out from the ground, in both themes, on a screenshot."""
     media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
@@ -275,10 +278,10 @@ def test_a_person_can_read_the_curves(chrome, view, two_runs, theme, tmp_path):
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def contrast(first, second) -> float:
+def contrast(first: Any, second: Any) -> float:
     """WCAG 2 contrast ratio of two colours."""
 
-    def luminance(colour):
+    def luminance(colour: Any) -> Any:
         channel = np.asarray(colour) / 255
         linear = np.where(channel <= 0.04045, channel / 12.92, ((channel + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
@@ -287,7 +290,7 @@ def contrast(first, second) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_pictures_show_and_videos_play(view, tmp_path):
+def test_pictures_show_and_videos_play(view: Any, tmp_path: Any) -> None:
     frames = [np.full((64, 96, 3), 20 * i, np.uint8) for i in range(12)]
     write_mp4(tmp_path / "v.mp4", frames, 12)
     sheet = strip({"original": frames[:3], "after": frames[3:6]})
@@ -310,7 +313,7 @@ def test_pictures_show_and_videos_play(view, tmp_path):
     assert isinstance(played, float) and played > 0.3
 
 
-def test_tables_sort_by_number(view):
+def test_tables_sort_by_number(view: Any) -> None:
     content = page.page(
         title="t", about="", headline=[], tiles=[], charts=[],
         sections=[page.section("T", page.table(["a", "b"], [["x", 9.0], ["y", 10.0], ["z", 1.0]]))],
@@ -322,7 +325,7 @@ def test_tables_sort_by_number(view):
     assert rows == ["z", "x", "y"]
 
 
-def test_hostile_names_stay_text(view):
+def test_hostile_names_stay_text(view: Any) -> None:
     nasty = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
     run = make_run(nasty, 0).model_copy(update={"settings": {nasty: nasty}})
     driver = view(run_page([run, make_run("<b>bold</b>", 1)]))
@@ -331,7 +334,7 @@ def test_hostile_names_stay_text(view):
     assert not driver.find_elements("css selector", "img, b.x")
 
 
-def test_a_single_page_is_small_and_thins_long_runs(view):
+def test_a_single_page_is_small_and_thins_long_runs(view: Any) -> None:
     rng = np.random.default_rng(0)
     values = 1 + rng.random(50_000)
     values[33_333] = 9.0

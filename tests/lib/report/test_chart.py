@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,14 +17,14 @@ from components.lib.report.curves import Series
 values = st.floats(-1e9, 1e9, allow_nan=False).map(lambda v: round(v, 6))
 
 
-def chart(numbers, **more):
+def chart(numbers: Any, **more: Any) -> Any:
     series = Series(name="loss", steps=tuple(range(len(numbers))), values=tuple(numbers))
     line = Line(name="loss", series=series, trend=True)
     return Chart(key="k", lines=(line,), y_label="loss", **more)
 
 
 @given(low=values, span=st.floats(1e-3, 1e9), count=st.integers(2, 10))
-def test_ticks_are_inside_even_and_few(low, span, count):
+def test_ticks_are_inside_even_and_few(low: Any, span: Any, count: Any) -> None:
     found = ticks(low, low + span, count).at
     tolerance = 1e-6 * max(abs(low), span)
     assert all(low - tolerance <= value <= low + span + tolerance for value in found)
@@ -33,12 +34,12 @@ def test_ticks_are_inside_even_and_few(low, span, count):
         assert max(steps) - min(steps) <= tolerance
 
 
-def test_log_ticks_are_one_two_five():
+def test_log_ticks_are_one_two_five() -> None:
     assert ticks(0.9, 60, 5, log=True).at == pytest.approx([1, 2, 5, 10, 20, 50])
 
 
 @given(st.lists(values, min_size=1, max_size=400), st.integers(4, 60))
-def test_thinning_keeps_order_and_extremes(numbers, limit):
+def test_thinning_keeps_order_and_extremes(numbers: Any, limit: Any) -> None:
     kept = thin(numbers, limit)
     assert kept == sorted(set(kept)) and len(kept) <= max(
         limit, len(numbers) if limit < 4 else limit
@@ -50,17 +51,17 @@ def test_thinning_keeps_order_and_extremes(numbers, limit):
 @given(
     st.lists(st.one_of(values, st.just(math.nan), st.just(math.inf)), max_size=50), st.booleans()
 )
-def test_every_curve_is_well_formed_svg_with_finite_coordinates(numbers, log):
+def test_every_curve_is_well_formed_svg_with_finite_coordinates(numbers: Any, log: Any) -> None:
     drawing = draw(chart(numbers, log=log))
     ET.fromstring(drawing)
     assert "nan" not in drawing and "inf" not in drawing
 
 
-def test_nothing_to_draw_says_so():
+def test_nothing_to_draw_says_so() -> None:
     assert "no values" in draw(chart([]))
 
 
-def test_data_for_the_script_is_json_without_nan():
+def test_data_for_the_script_is_json_without_nan() -> None:
     import json
 
     text = json.dumps(chart_data(chart([1.0, math.nan, 3.0, 2.0])), allow_nan=False)

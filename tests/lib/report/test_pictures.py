@@ -11,17 +11,17 @@ from PIL import Image
 from components.lib.report.pictures import beside, difference_map, pick, strip, to_frames
 
 
-def test_positions_are_spread_with_both_ends():
+def test_positions_are_spread_with_both_ends() -> None:
     assert pick(33, 5) == [0, 8, 16, 24, 32]
     assert pick(3, 5) == [0, 1, 2] and pick(9, 1) == [4] and pick(0, 4) == []
 
 
-def test_display_range_is_minus_one_to_one():
+def test_display_range_is_minus_one_to_one() -> None:
     clip = torch.tensor([-1.0, 0.0, 1.0, 5.0]).view(1, 4, 1, 1).expand(3, 4, 2, 2)
     assert to_frames(clip)[:, 0, 0, 0].tolist() == [0, 128, 255, 255]
 
 
-def test_difference_map_is_black_where_equal_and_brighter_where_worse():
+def test_difference_map_is_black_where_equal_and_brighter_where_worse() -> None:
     original = np.zeros((2, 3, 3), np.uint8)
     other = original.copy()
     other[0, 1], other[0, 2] = 20, 200
@@ -29,7 +29,7 @@ def test_difference_map_is_black_where_equal_and_brighter_where_worse():
     assert heat[0, 0] == 0 and heat[0, 0] < heat[0, 1] < heat[0, 2] == 765
 
 
-def test_rows_and_columns_are_where_they_should_be():
+def test_rows_and_columns_are_where_they_should_be() -> None:
     red, blue = (np.full((40, 80, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
     data = strip({"top": [red, red], "bottom": [blue, blue]}, cell_width=80, label_width=50)
     sheet = np.asarray(Image.open(io.BytesIO(data)))
@@ -38,7 +38,7 @@ def test_rows_and_columns_are_where_they_should_be():
     assert sheet[:44, :50].max() > 150, "the label is written"
 
 
-def test_clips_stand_side_by_side_with_even_sides():
+def test_clips_stand_side_by_side_with_even_sides() -> None:
     left, right = np.zeros((3, 50, 801, 3), np.uint8), np.full((3, 50, 801, 3), 255, np.uint8)
     frames = beside([left, right], limit=1280)
     assert len(frames) == 3

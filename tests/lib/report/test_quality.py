@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from components.lib.report import quality
 FRAMES = 3
 
 
-def pictures(seed, height=192, width=208, noise=0.1):
+def pictures(seed: Any, height: Any = 192, width: Any = 208, noise: Any = 0.1) -> Any:
     """Smooth random pictures and a noisy copy, [T, 3, H, W] in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(FRAMES, 3, 12, 13, generator=generator)
@@ -26,7 +27,7 @@ def pictures(seed, height=192, width=208, noise=0.1):
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1, 0.5])
-def test_psnr_equals_scikit_image(noise):
+def test_psnr_equals_scikit_image(noise: Any) -> None:
     x, y = pictures(0, noise=noise)
     wanted = np.mean(
         [
@@ -38,7 +39,7 @@ def test_psnr_equals_scikit_image(noise):
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1, 0.5])
-def test_ssim_equals_scikit_image_and_torchmetrics(noise):
+def test_ssim_equals_scikit_image_and_torchmetrics(noise: Any) -> None:
     x, y = pictures(1, noise=noise)
     image = np.mean(
         [
@@ -54,7 +55,7 @@ def test_ssim_equals_scikit_image_and_torchmetrics(noise):
     assert found == pytest.approx(float(inner(x, y)), abs=1e-4)
 
 
-def inner(x, y):
+def inner(x: Any, y: Any) -> Any:
     """torchmetrics' SSIM map without the border, where it pads (the published metric does not)."""
     _, full = structural_similarity_index_measure(
         y.double(), x.double(), data_range=1.0, sigma=1.5, kernel_size=11, return_full_image=True
@@ -62,7 +63,7 @@ def inner(x, y):
     return full[..., 5:-5, 5:-5].mean(dim=(1, 2, 3)).mean()
 
 
-def test_ms_ssim_equals_torchmetrics_scale_by_scale():
+def test_ms_ssim_equals_torchmetrics_scale_by_scale() -> None:
     x, y = pictures(2, noise=0.3)
     x, y = x[:1], y[:1]
     wanted = 1.0
@@ -79,14 +80,14 @@ def test_ms_ssim_equals_torchmetrics_scale_by_scale():
     assert quality.ms_ssim(small, other) is None
 
 
-def test_equal_pictures_are_perfect_and_finite():
+def test_equal_pictures_are_perfect_and_finite() -> None:
     x, _ = pictures(3)
     assert quality.psnr(x, x) == 100
     assert quality.ssim(x, x) == pytest.approx(1)
     assert quality.temporal_error(x, x) == 0
 
 
-def test_temporal_error_sees_flicker_and_not_a_constant_fault():
+def test_temporal_error_sees_flicker_and_not_a_constant_fault() -> None:
     x, _ = pictures(4)
     assert quality.temporal_error(x * 0.5, x * 0.5 + 0.25) == pytest.approx(0, abs=1e-4)
     flicker = x * 0.5
@@ -94,7 +95,7 @@ def test_temporal_error_sees_flicker_and_not_a_constant_fault():
     assert quality.temporal_error(x * 0.5, flicker) == pytest.approx(25.5, rel=1e-4)
 
 
-def test_code_use_by_hand():
+def test_code_use_by_hand() -> None:
     use = quality.code_use([torch.tensor([[0, 0], [1, 1]]), torch.tensor([3, 3, 2, 2])], 8)
     assert (use.used, use.positions, use.usage) == (4, 8, 0.5)
     assert use.entropy == pytest.approx(2) and use.perplexity == pytest.approx(4)
@@ -102,7 +103,7 @@ def test_code_use_by_hand():
     assert (one.entropy, one.perplexity) == (0, 1)
 
 
-def test_frechet_distance_equals_scipy():
+def test_frechet_distance_equals_scipy() -> None:
     generator = torch.Generator().manual_seed(5)
     mix = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     a = torch.randn(300, 6, generator=generator, dtype=torch.float64)

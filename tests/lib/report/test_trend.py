@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,13 +13,13 @@ from components.lib.report.curves import Series
 from components.lib.report.trend import judge, smooth
 
 
-def series(values):
+def series(values: Any) -> Any:
     return Series(
         name="loss", steps=tuple(range(1, len(values) + 1)), values=tuple(map(float, values))
     )
 
 
-def curve(kind, seed, count=400, noise=0.2):
+def curve(kind: Any, seed: Any, count: Any = 400, noise: Any = 0.2) -> Any:
     rng = np.random.default_rng(seed)
     at = np.arange(count)
     scatter = np.exp(rng.normal(0, noise, count))
@@ -30,15 +32,15 @@ def curve(kind, seed, count=400, noise=0.2):
     return shape * scatter
 
 
-def words(kind, trials=100, **more):
+def words(kind: Any, trials: Any = 100, **more: Any) -> Any:
     return [judge(series(curve(kind, seed, **more))).word for seed in range(trials)]
 
 
-def test_flat_curves_are_hardly_ever_called_anything_else():
+def test_flat_curves_are_hardly_ever_called_anything_else() -> None:
     assert words("flat").count("flat") >= 95
 
 
-def test_correlated_noise_is_not_taken_for_a_trend():
+def test_correlated_noise_is_not_taken_for_a_trend() -> None:
     rng = np.random.default_rng(0)
     found = []
     for _ in range(100):
@@ -50,22 +52,22 @@ def test_correlated_noise_is_not_taken_for_a_trend():
 
 
 @pytest.mark.parametrize("kind", ["falling", "slowly falling"])
-def test_falling_curves_are_found(kind):
+def test_falling_curves_are_found(kind: Any) -> None:
     assert words(kind).count("falling") >= 98
 
 
-def test_diverging_curves_are_found():
+def test_diverging_curves_are_found() -> None:
     assert words("diverging").count("diverging") >= 98
 
 
-def test_not_finite_is_diverging_and_names_the_step():
+def test_not_finite_is_diverging_and_names_the_step() -> None:
     values = curve("falling", 0)
     values[200] = np.nan
     verdict = judge(series(values))
     assert verdict.word == "diverging" and "from step 201 on" in verdict.sentence
 
 
-def test_spikes_are_found_and_named():
+def test_spikes_are_found_and_named() -> None:
     values = curve("falling", 0, noise=0.05)
     values[[100, 250, 300]] *= 8
     verdict = judge(series(values))
@@ -73,12 +75,12 @@ def test_spikes_are_found_and_named():
     assert "at steps 101, 251, 301" in verdict.sentence
 
 
-def test_short_curves_are_not_judged():
+def test_short_curves_are_not_judged() -> None:
     assert judge(series([3, 2, 1])).word == "too short to tell"
     assert judge(series([])).word == "too short to tell"
 
 
-def test_sentence_holds_the_numbers():
+def test_sentence_holds_the_numbers() -> None:
     verdict = judge(series(np.linspace(2, 1, 100)))
     assert verdict.numbers["first_tenth"] == pytest.approx(np.linspace(2, 1, 100)[:10].mean())
     assert verdict.numbers["ratio"] == pytest.approx(
@@ -87,7 +89,7 @@ def test_sentence_holds_the_numbers():
     assert "still falling" in verdict.sentence
 
 
-def test_the_interval_covers_the_true_trend_nineteen_times_in_twenty():
+def test_the_interval_covers_the_true_trend_nineteen_times_in_twenty() -> None:
     truth = 0.5 + np.exp(-np.arange(400) / 200)
     covered = []
     for seed in range(60):
@@ -100,6 +102,6 @@ def test_the_interval_covers_the_true_trend_nineteen_times_in_twenty():
 
 @settings(max_examples=60)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=0, max_size=60))
-def test_any_curve_gets_a_verdict(values):
+def test_any_curve_gets_a_verdict(values: Any) -> None:
     verdict = judge(series(values))
     assert verdict.sentence.lower().startswith(verdict.word)
