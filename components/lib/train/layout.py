@@ -68,10 +68,6 @@ class Layout:
         replicas = self.mesh.size(0)
         return self.mesh["replicas", "shards"] if replicas > 1 else self.mesh["shards"]
 
-    def seconds_since_start(self) -> float:
-        """CPU seconds of this process, for logs."""
-        return sum(os.times()[:2])
-
 
 def start_processes(trainer: TrainerConfig, *, model_parallel: bool) -> Layout:
     """Join the process group that torchrun describes (or be alone) and cut it into a layout.
