@@ -1,14 +1,17 @@
 """Build our images on a local base, for the tests that run them.
 
-COSMOS_TEST_BASE names the base (Debian with Python 3.11); COSMOS_TEST_WHEELS a folder of wheels
-that pip may use besides its index, for example a CPU build of torch.
+COSMOS_TEST_BASE names the base (Debian with Python 3.11), which is made from this machine's own
+Debian mirror when it is not there; COSMOS_TEST_WHEELS a folder of wheels that pip may use besides
+its index, for example a CPU build of torch.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,8 +26,51 @@ BASE = os.environ.get("COSMOS_TEST_BASE", "local/python:bookworm")
 WHEELS = os.environ.get("COSMOS_TEST_WHEELS") or os.environ.get("PIP_FIND_LINKS")
 
 
+def ensure_base() -> None:
+    """Make the base image with mmdebstrap unless Docker has it: no registry is needed.
+
+    The machine's CA bundle goes in, so that pip trusts the same mirrors in a build as outside.
+    """
+    found = subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False)
+    if found.returncode == 0:
+        return
+    codename = re.search(r"VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text())
+    assert codename, "the base can be made on Debian only; set COSMOS_TEST_BASE"
+    suites = {codename[1], f"{codename[1]}-updates", f"{codename[1]}-security"}
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    targets = {tuple(line.split()) for line in listed if len(line.split()) == 3}
+    sources = sorted(
+        f"deb {uri} {suite} main" for uri, suite, part in targets
+        if suite in suites and part == "main"
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "sources").write_text("\n".join(sources) + "\n")
+        packages = "python3,python3-venv,ca-certificates"
+        steps: list[list[str | Path]] = [
+            ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}",
+             codename[1], folder / "base.tar", folder / "sources"],
+            ["docker", "import", folder / "base.tar", f"{BASE}-bare"],
+            ["docker", "build", "-q", "-t", BASE, folder / "context"],
+        ]  # fmt: skip
+        (folder / "context").mkdir()
+        bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+        (folder / "context" / "ca.crt").write_bytes(bundle.read_bytes())
+        (folder / "context" / "Dockerfile").write_text(
+            f"FROM {BASE}-bare\nCOPY ca.crt {bundle}\nENV PIP_CERT={bundle} LANG=C.UTF-8\n"
+        )
+        for step in steps:
+            env = {**os.environ, "DOCKER_BUILDKIT": "0"}
+            done = subprocess.run(step, capture_output=True, text=True, check=False, env=env)
+            assert done.returncode == 0, done.stderr[-2000:]
+
+
 def build(name: str, tag: str) -> str:
     """Build image ``name`` as ``tag``; returns what images/build printed about its size."""
+    ensure_base()
     arguments = f"--network host --build-arg BASE={BASE} --build-arg PIP_EXTRA_INDEX_URL="
     if name == "preprocess":
         arguments += " --build-arg COMPILER="
