@@ -39,7 +39,12 @@ def tiny_preset(name: str, checkpoints: Path) -> dict[str, Any]:
             "factory": "tiny_diffusion",
             "launcher": "process",
             "model_name": "tiny-diffusion",
-            "overrides": ["latent_encoding.chunks_per_video=8"],
+            "overrides": [
+                "latent_encoding.chunks_per_video=8",
+                "evaluation.max_clips=4",
+                "evaluation.sample_steps=8",
+                "evaluation.shown=1",
+            ],
         }
     return {
         "checkpoint": f"file://{root}/Cosmos-1.0-Tokenizer-CV8x8x8",

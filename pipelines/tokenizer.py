@@ -74,12 +74,14 @@ def build(profile: Profile = profiles.CLUSTER) -> Any:
         place(trained, profile, profiles.LAUNCH, secrets=("wandb",))
         judged = evaluation(
             storage_root=storage_root,
+            model_name=model_name,
             training=trained.outputs["run"],
             checkpoint=base.outputs["checkpoint"],
             data=shards.outputs["dataset"],
             overrides=overrides,
         ).set_display_name("evaluate")
-        place(judged, profile, profiles.EVALUATE)
+        # it also measures the model in production, which another run may have changed
+        place(judged, profile, profiles.EVALUATE, cached=False)
         decided = promotion(
             storage_root=storage_root,
             model_name=model_name,

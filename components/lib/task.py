@@ -52,20 +52,38 @@ def run_task(
     inputs: Mapping[str, Artifact | None] | None = None,
     metrics: Artifact | None = None,
     html: Artifact | None = None,
+    markdown: Artifact | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
     """Run a stage as a KFP task: read input manifests, write the output manifest.
 
-    ``inputs`` maps config fields to artifacts that hold manifests. ``html`` receives the output's
-    ``report.html``. Exits with status 1 after a `UserError`.
+    ``inputs`` maps config fields to artifacts that hold manifests. ``html`` and ``markdown``
+    receive the output's ``report.html`` and ``summary.md``. Exits with status 1 after a
+    `UserError`.
     """
     configure_logging()
     _end_with_runner()
     try:
-        _run(stage, dict(parameters), output, dict(inputs or {}), metrics, html, overrides)
+        result = _run(stage, dict(parameters), dict(inputs or {}), overrides)
     except UserError as error:
         report_error(f"{stage}: {error}")
         sys.exit(1)
+    write_artifact(output.path, result.manifest.model_dump_json(indent=1).encode())
+    output.metadata.update(
+        {
+            "manifest": result.manifest_uri,
+            "content": result.manifest.content,
+            "kind": result.manifest.kind,
+            "reused": result.reused,
+        }
+    )
+    if metrics is not None:
+        metrics.metadata.update(result.metrics)
+    for artifact, name in ((html, "report.html"), (markdown, "summary.md")):
+        if artifact is not None:
+            entry = result.manifest.entry(name)
+            uri = result.manifest.file_uri(name)
+            write_artifact(artifact.path, ObjectStore.from_env().get_bytes(uri, entry.sha256))
 
 
 def report_error(sentence: str) -> None:
@@ -78,44 +96,26 @@ def report_error(sentence: str) -> None:
 def _run(
     stage: str,
     parameters: dict[str, Any],
-    output: Artifact,
     inputs: dict[str, Artifact | None],
-    metrics: Artifact | None,
-    html: Artifact | None,
     overrides: Sequence[str],
-) -> None:
+) -> StageResult:
     refs = {name: artifact.path for name, artifact in inputs.items() if artifact is not None}
     config = make_config(stage, {**parameters, **refs}, overrides)
-    store = ObjectStore.from_env()
     module = importlib.import_module(f"components.{stage}.stage")
     started = time.monotonic()
-    result: StageResult = module.run(config, store, default_progress())
-    _journal(stage, result, time.monotonic() - started, report=html is not None)
-    write_artifact(output.path, result.manifest.model_dump_json(indent=1).encode())
-    output.metadata.update(
-        {
-            "manifest": result.manifest_uri,
-            "content": result.manifest.content,
-            "kind": result.manifest.kind,
-            "reused": result.reused,
-        }
-    )
-    if metrics is not None:
-        metrics.metadata.update(result.metrics)
-    if html is not None:
-        entry = result.manifest.entry("report.html")
-        data = store.get_bytes(result.manifest.file_uri("report.html"), sha256=entry.sha256)
-        write_artifact(html.path, data)
+    result: StageResult = module.run(config, ObjectStore.from_env(), default_progress())
+    _journal(stage, result, time.monotonic() - started)
+    return result
 
 
-def _journal(stage: str, result: StageResult, seconds: float, *, report: bool) -> None:
+def _journal(stage: str, result: StageResult, seconds: float) -> None:
     if name := os.environ.get(JOURNAL_VARIABLE):
         record = {
             "stage": stage,
             "manifest": result.manifest_uri,
             "reused": result.reused,
             "seconds": round(seconds, 3),
-            "report": report,
+            "report": any(entry.path == "report.html" for entry in result.manifest.files),
         }
         with Path(name).open("a") as stream:
             stream.write(json.dumps(record) + "\n")

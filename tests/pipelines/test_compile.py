@@ -70,6 +70,7 @@ def test_what_the_world_decides_is_never_cached(compiled: tuple[str, list[Any]])
     cached = {name: bool(task["cachingOptions"].get("enableCache")) for name, task in tasks.items()}
     assert cached.pop("video-discovery") is False
     assert cached.pop("promotion") is False
+    assert cached.pop("evaluation") is False
     assert all(cached.values()), cached
 
 
