@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKSPACE ?= .cosmos
 
-.PHONY: demo test check unit bench compile clean help
+.PHONY: demo test check unit bench compile clean help campaigns campaign-resume campaign-demo campaign-kills campaign-fuzz
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -26,6 +26,24 @@ unit: $(READY) ## The tests
 
 bench: $(READY) ## Side-by-side measurements, one row per comparison
 	$(BIN)/python -m tests.benchmarks
+
+campaigns: campaign-fuzz campaign-kills campaign-resume campaign-demo ## The long forms of the tests, hours
+
+CAMPAIGN := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q --timeout 14400
+
+campaign-resume: $(READY) ## Training interrupted 20 times (kill -9, SIGTERM, lost machine)
+	COSMOS_RESUME_CAMPAIGN=20 $(CAMPAIGN) tests/lib/train/test_resume.py
+
+campaign-demo: $(READY) ## make demo killed 12 times at random
+	COSMOS_DEMO_KILLS=12 $(CAMPAIGN) tests/demo -k killed
+
+campaign-kills: $(READY) ## Every data stage killed 20 times; 100,000 objects; a 2-hour video
+	COSMOS_KILLS=20 COSMOS_FETCH_KILLS=20 COSMOS_OBJECTS=100000 COSMOS_VIDEO_HOURS=2 \
+		$(CAMPAIGN) tests/checkpoint_fetch tests/video_discovery tests/tar_sharding \
+		tests/prompt_embedding tests/latent_encoding tests/lib/video
+
+campaign-fuzz: $(READY) ## 2,000 mutated videos
+	$(BIN)/python -m tests.lib.video.fuzz --full
 
 compile: $(READY) ## Write pipelines/compiled/*.yaml
 	$(BIN)/cosmos-pipelines compile
