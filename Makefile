@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKSPACE ?= .cosmos
 
-.PHONY: demo test check unit bench compile clean help campaigns campaign-resume campaign-demo campaign-kills campaign-fuzz
+.PHONY: demo test check unit images test-docker test-cluster bench compile clean help campaigns campaign-resume campaign-demo campaign-kills campaign-fuzz
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -22,7 +22,16 @@ check: $(READY) ## ruff, mypy, and that the compiled pipelines are up to date
 	$(BIN)/cosmos-pipelines compile --check
 
 unit: $(READY) ## The tests
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile -m "not docker and not cluster" $(PYTEST)
+
+images: ## Build the container images (BUILD_ARGS=… for another base)
+	images/build
+
+test-docker: $(READY) ## Images built and run; both pipelines in containers (needs a Docker daemon)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m docker tests/images --timeout 3600 $(PYTEST)
+
+test-cluster: $(READY) ## Launching, rights and training on a Kubernetes cluster (needs KUBECONFIG)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m cluster tests/cluster --timeout 3600 $(PYTEST)
 
 bench: $(READY) ## Side-by-side measurements, one row per comparison
 	$(BIN)/python -m tests.benchmarks
