@@ -1,0 +1,95 @@
+"""The adapter between KFP artifacts and stages."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.lib.manifest import load_manifest
+from components.lib.progress import LineProgress
+from components.lib.store import ObjectStore
+from components.lib.task import ERROR_FILE_VARIABLE, JOURNAL_VARIABLE, run_task
+
+
+class Artifact:
+    """What KFP hands to a component."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.metadata: dict[str, Any] = {}
+
+
+@pytest.fixture
+def environment(
+    store_env: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> dict[str, Path]:
+    for name, value in store_env.items():
+        monkeypatch.setenv(name, value)
+    files = {"journal": tmp_path / "journal.jsonl", "error": tmp_path / "error.txt"}
+    monkeypatch.setenv(JOURNAL_VARIABLE, str(files["journal"]))
+    monkeypatch.setenv(ERROR_FILE_VARIABLE, str(files["error"]))
+    return files
+
+
+def test_a_stage_runs_as_a_task(
+    environment: dict[str, Path],
+    store: ObjectStore,
+    storage_root: str,
+    clips: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    output, metrics = Artifact(tmp_path / "deep" / "videos"), Artifact(tmp_path / "metrics")
+    run_task(
+        "video_discovery",
+        {"storage_root": storage_root, "source": str(clips["bikes"]), "prompt": "bikes"},
+        output,
+        metrics=metrics,
+        overrides=["video_discovery.min_frames=10", "trainer.max_steps=3"],
+    )
+    manifest = load_manifest(output.path, store)
+    assert manifest.kind == "videos"
+    assert output.metadata["content"] == manifest.content
+    assert load_manifest(output.metadata["manifest"], store) == manifest
+    assert metrics.metadata
+    record = json.loads(environment["journal"].read_text())
+    assert (record["stage"], record["reused"]) == ("video_discovery", False)
+
+
+def test_a_users_mistake_ends_the_task_with_its_sentence(
+    environment: dict[str, Path], storage_root: str, tmp_path: Path
+) -> None:
+    output = Artifact(tmp_path / "videos")
+    with pytest.raises(SystemExit) as end:
+        run_task(
+            "video_discovery",
+            {"storage_root": storage_root, "source": "/nowhere/at/all", "prompt": ""},
+            output,
+        )
+    assert end.value.code == 1
+    assert "/nowhere/at/all" in environment["error"].read_text()
+    assert not Path(output.path).exists()
+
+
+def test_progress_without_a_terminal_says_each_total_once() -> None:
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, keep = logging.getLogger("cosmos"), Keep()
+    before = logger.level
+    logger.addHandler(keep)
+    logger.setLevel(logging.INFO)
+    try:
+        with LineProgress(every_s=0).task("encode", total=2, unit="clips") as task:
+            task.advance()
+            task.advance()
+    finally:
+        logger.removeHandler(keep)
+        logger.setLevel(before)
+    assert len(lines) == 2
+    assert "encode: 1/2 clips" in lines[0]
+    assert "encode: 2/2 clips" in lines[1]
