@@ -51,13 +51,11 @@ def write_files(inputs: dict[str, Manifest], output: Output, count: int, seed: i
 
 def run(config: Config, store: ObjectStore, progress: Any, **changes: Any) -> StageResult:
     spec = SPEC.model_copy(update=changes)
-    return execute(
-        spec,
-        config,
-        store,
-        progress,
-        lambda inputs, output: write_files(inputs, output, config.count, config.seed) and None,
-    )
+
+    def work(inputs: dict[str, Manifest], output: Output) -> None:
+        write_files(inputs, output, config.count, config.seed)
+
+    return execute(spec, config, store, progress, work)
 
 
 def test_a_second_run_reuses_the_first(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from components.lib.cosmos.attention import AttentionBackend
 from components.lib.cosmos.dit import (
     DIT_PRESETS,
     DiT,
@@ -18,6 +21,7 @@ from components.lib.cosmos.dit import (
     tp_partial_gradient_names,
     tp_shard_dim,
 )
+from components.lib.cosmos.dit_block import Checkpointing
 
 SMALL = DIT_PRESETS["tiny"].model_copy(update={"layers": 2})
 SIZE = (3, 4, 6)
@@ -105,7 +109,7 @@ def test_padding_mask_is_resized_to_the_nearest_latent_position() -> None:
         ({"condition_mask": torch.zeros(1, 1, 3, 4, 6)}, "does not take a condition mask"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(change: dict, words: str) -> None:
+def test_inputs_that_do_not_fit_are_refused(change: dict[str, torch.Tensor], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         model()(**(inputs(1) | change))
 
@@ -131,7 +135,8 @@ def test_equal_seeds_give_equal_models() -> None:
     one, two, other = DiT(SMALL), DiT(SMALL), DiT(SMALL, seed=1)
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name])
-    assert not torch.equal(one.x_embedder.proj[1].weight, other.x_embedder.proj[1].weight)
+    name = "x_embedder.proj.1.weight"
+    assert not torch.equal(one.state_dict()[name], other.state_dict()[name])
 
 
 def test_a_model_built_on_meta_becomes_the_same_model() -> None:
@@ -156,12 +161,18 @@ def test_initial_weights_follow_the_published_scheme() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "light", "selective", "full"])
-def test_what_checkpointing_recomputes(checkpointing: str) -> None:
+def test_what_checkpointing_recomputes(checkpointing: Checkpointing) -> None:
     """Attention runs once a block and part (2 x 2), with full again in the backward pass."""
     runs = {"attention": 0, "matrix": 0}
 
     class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def __torch_dispatch__(
+            self,
+            func: Callable[..., Any],
+            types: object,
+            args: tuple[Any, ...] = (),
+            kwargs: Mapping[str, Any] | None = None,
+        ) -> Any:
             name = str(func)
             if "_scaled_dot_product" in name and "backward" not in name:
                 runs["attention"] += 1
@@ -190,7 +201,7 @@ def test_inference_recomputes_nothing_and_needs_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "flash", "math"])
-def test_attention_kernels_agree(backend: str) -> None:
+def test_attention_kernels_agree(backend: AttentionBackend) -> None:
     net, given = model(), inputs()
     expected = net(**given)
     configure_blocks(net, attention=backend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ from components.lib.cosmos.edm import (
 TEXT = torch.zeros(2, 3, 4)
 
 
-def network(x: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **_: object):
+def network(
+    x: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **_: object
+) -> torch.Tensor:
     """Some fixed nonlinear function of the inputs."""
     return torch.sin(3 * x) + c_noise.view(-1, 1, 1, 1, 1)
 
@@ -100,9 +103,11 @@ def test_sigma_draws_are_lognormal_and_repeatable() -> None:
 
 
 def test_conditions_reach_the_network() -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
 
-    def look(x: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **extra: object):
+    def look(
+        x: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **extra: object
+    ) -> torch.Tensor:
         seen.update(extra, text=text)
         return x
 
@@ -124,7 +129,7 @@ class TestVideo2World:
 
     def test_shown_frames_are_nearly_clean_and_carry_no_loss(self) -> None:
         sigma = torch.tensor([5.0, 40.0])
-        seen = {}
+        seen: dict[str, Any] = {}
 
         def look(x: torch.Tensor, *_: object, **extra: object) -> torch.Tensor:
             seen.update(extra, x=x)
@@ -148,5 +153,6 @@ class TestVideo2World:
             remember, self.latent, sigma, self.noise, TEXT, condition_frames=self.frames
         ).loss.backward()
         gradient = outputs[0].grad
+        assert gradient is not None
         assert float(gradient[1, :, :3].abs().max()) == 0
         assert float(gradient[1, :, 3:].abs().min()) > 0

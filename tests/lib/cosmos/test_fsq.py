@@ -66,6 +66,7 @@ def test_gradient_is_that_of_the_bounded_value() -> None:
     quantiser = FSQ((8, 5))
     z = torch.tensor([[0.3, -0.7]], requires_grad=True)
     quantiser.quantise(z).sum().backward()
+    assert z.grad is not None
 
     def bounded(value: float, level: int) -> float:
         half = (level - 1) * 1.001 / 2

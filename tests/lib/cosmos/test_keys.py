@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -198,6 +199,7 @@ def test_dit_flops_equal_what_torch_counts_in_the_blocks() -> None:
 @pytest.mark.parametrize("clip", [(17, 64, 96), (1, 32, 32)])
 def test_tokenizer_flops_equal_what_torch_counts(name: str, clip: tuple[int, int, int]) -> None:
     model = on_meta(name)
+    assert isinstance(model, CosmosTokenizer)
     video = torch.empty(1, 3, *clip, device="meta")
     with FlopCounterMode(display=False) as encode, torch.no_grad():
         latent = model._encode_window(video)
@@ -216,7 +218,7 @@ def test_tokenizer_flops_of_a_training_clip() -> None:
 def test_memory_falls_with_sharding_and_checkpointing() -> None:
     config = DIT_PRESETS["7B"]
 
-    def memory(**layout: object) -> float:
+    def memory(**layout: Any) -> float:
         return dit_memory(config, 56_320, Layout(**layout)).total / 2**30
 
     # a training step of these 28 blocks on two GPUs peaked at 90 GiB
@@ -243,7 +245,7 @@ def test_memory_falls_with_sharding_and_checkpointing() -> None:
         ("CV8x8x8", {"height": 0}, "at least one"),
     ],
 )
-def test_impossible_clips_are_refused(name: str, clip: dict, words: str) -> None:
+def test_impossible_clips_are_refused(name: str, clip: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
         describe(*find_model(name), Clip(**clip))
 

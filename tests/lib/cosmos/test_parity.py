@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers.models.transformers.transformer_cosmos as oracle
 import pytest
@@ -32,6 +33,7 @@ from components.lib.cosmos.dit import (
     tp_partial_gradient_names,
     tp_shard_dim,
 )
+from components.lib.cosmos.dit_block import Checkpointing
 from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer, TokenizerConfig
 
 SMALL = DIT_PRESETS["tiny"].model_copy(
@@ -103,7 +105,9 @@ def random_weights(model: torch.nn.Module, seed: int = 0) -> None:
                 parameter.add_(1.0)
 
 
-def dit_inputs(config: DiTConfig, size: tuple[int, int, int], batch: int = 2) -> dict:
+def dit_inputs(
+    config: DiTConfig, size: tuple[int, int, int], batch: int = 2
+) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     randn = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     frames, height, width = size
@@ -122,7 +126,7 @@ def dit_inputs(config: DiTConfig, size: tuple[int, int, int], batch: int = 2) ->
     return inputs
 
 
-def run_oracle(model: CosmosTransformer3DModel, inputs: dict) -> torch.Tensor:
+def run_oracle(model: CosmosTransformer3DModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     mask = inputs.get("condition_mask")
     if mask is not None:
         mask = mask.expand(-1, -1, *inputs["x"].shape[2:])
@@ -139,19 +143,24 @@ def run_oracle(model: CosmosTransformer3DModel, inputs: dict) -> torch.Tensor:
     return out.detach()
 
 
-def run_ours(model: DiT, inputs: dict) -> torch.Tensor:
+def run_ours(model: DiT, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     arguments = {name: value for name, value in inputs.items() if name != "target"}
     out = model(**arguments)
     ((out - inputs["target"]) ** 2).mean().backward()
     return out.detach()
 
 
-def worst_difference(config: DiTConfig, size: tuple[int, int, int], **layout: object) -> dict:
+def worst_difference(
+    config: DiTConfig,
+    size: tuple[int, int, int],
+    *,
+    sequence_parallel: bool = False,
+    checkpointing: Checkpointing = "none",
+    compiled: bool = False,
+) -> dict[str, Any]:
     """Largest difference of the output and of any gradient, absolute and against its own size."""
-    checkpointing = str(layout.pop("checkpointing", "none"))
-    compiled = bool(layout.pop("compiled", False))
     reference = make_oracle(config)
-    ours = DiT(config, **layout)
+    ours = DiT(config, sequence_parallel=sequence_parallel)
     graphs = CompileCounterWithBackend("aot_eager")
     configure_blocks(
         ours,
@@ -198,7 +207,7 @@ def worst_difference(config: DiTConfig, size: tuple[int, int, int], **layout: ob
     }
 
 
-def assert_equal(result: dict) -> None:
+def assert_equal(result: dict[str, Any]) -> None:
     assert result["forward"] < 1e-4, result
     assert result["gradient"] < 1e-4, result
     # the loss is a mean, so gradients are small: the absolute bound alone would be too lax
@@ -212,12 +221,12 @@ def test_dit_equals_diffusers(name: str, size: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["light", "selective", "full"])
-def test_activation_checkpointing_changes_nothing(checkpointing: str) -> None:
+def test_activation_checkpointing_changes_nothing(checkpointing: Checkpointing) -> None:
     assert_equal(worst_difference(SMALL, (3, 8, 12), checkpointing=checkpointing))
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "light", "selective", "full"])
-def test_all_blocks_together_compile_to_one_graph(checkpointing: str) -> None:
+def test_all_blocks_together_compile_to_one_graph(checkpointing: Checkpointing) -> None:
     torch._dynamo.reset()
     config = SMALL.model_copy(update={"layers": 10})  # more than the recompilation limit
     result = worst_difference(config, (3, 8, 12), checkpointing=checkpointing, compiled=True)

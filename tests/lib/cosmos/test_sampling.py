@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from diffusers import EDMEulerScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.lib.contract import UserError
+from components.lib.contract import Progress, UserError
 from components.lib.cosmos.dit import DIT_PRESETS, DiT
 from components.lib.cosmos.edm import denoise
 from components.lib.cosmos.sampling import (
+    Denoiser,
     SamplingConfig,
     guided_denoiser,
     initial_noise,
@@ -66,9 +68,11 @@ def test_reference_grid_has_36_levels_from_80_to_0_002() -> None:
 def test_preconditioning_equals_diffusers() -> None:
     scheduler = EDMEulerScheduler()
     x, raw = torch.randn(2, 16, 1, 4, 4), torch.randn(2, 16, 1, 4, 4)
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
 
-    def network(scaled: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **_: object):
+    def network(
+        scaled: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **_: object
+    ) -> torch.Tensor:
         seen.update(scaled=scaled, c_noise=c_noise)
         return raw
 
@@ -108,17 +112,19 @@ def test_whole_euler_run_equals_diffusers() -> None:
     assert float((ours - latents).abs().max()) < 1e-4
 
 
-def gaussian_denoiser(mean: float, std: float):
+def gaussian_denoiser(mean: float, std: float) -> Denoiser:
     """The exact D when data ~ N(mean, std²)."""
     return lambda x, sigma: (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
 
 
-def gaussian_flow(x: torch.Tensor, mean: float, std: float, high: float, low: float):
+def gaussian_flow(
+    x: torch.Tensor, mean: float, std: float, high: float, low: float
+) -> torch.Tensor:
     """The exact solution of the probability flow for Gaussian data."""
     return mean + (x - mean) * math.sqrt((std**2 + low**2) / (std**2 + high**2))
 
 
-def solver_error(solver: str, steps: int) -> float:
+def solver_error(solver: Literal["res", "euler"], steps: int) -> float:
     noise = initial_noise((1, 4, 2, 3, 3), 3)
     config = SamplingConfig(solver=solver, steps=steps, guidance=0.0)
     got = sample(gaussian_denoiser(0.3, 0.5), noise, config)
@@ -176,7 +182,9 @@ def test_guidance_7_is_a_scale_of_8() -> None:
 def test_no_negative_prompt_means_zero_rows() -> None:
     texts = []
 
-    def network(x: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **_: object):
+    def network(
+        x: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **_: object
+    ) -> torch.Tensor:
         texts.append(text)
         return x
 
@@ -195,9 +203,12 @@ def test_noise_is_numpy_s_for_the_seed() -> None:
 def test_evaluations_of_the_reference() -> None:
     counted = []
     config = SamplingConfig()
-    evaluate = guided_denoiser(
-        lambda x, *a, **k: counted.append(1) or x, torch.zeros(1, 1, 1), None, 7.0, None
-    )
+
+    def network(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        counted.append(1)
+        return x
+
+    evaluate = guided_denoiser(network, torch.zeros(1, 1, 1), None, 7.0, None)
     sample(evaluate, torch.zeros(1, 1), config)
     assert len(counted) == config.evaluations() == 2 * 36
 
@@ -216,7 +227,7 @@ REQUEST = VideoRequest(
 )
 
 
-def parts() -> dict:
+def parts() -> dict[str, Any]:
     torch.manual_seed(0)
     tokenizer = CosmosTokenizer(TOKENIZER_PRESETS["tiny-cv"])
     return {
@@ -226,7 +237,7 @@ def parts() -> dict:
     }
 
 
-def test_prompt_to_frames_is_repeatable_and_follows_the_seed(progress) -> None:
+def test_prompt_to_frames_is_repeatable_and_follows_the_seed(progress: Progress) -> None:
     first = make_video(REQUEST, **parts(), progress=progress)
     again = make_video(REQUEST, **parts(), progress=progress)
     other_seed = REQUEST.model_copy(update={"sampling": SamplingConfig(steps=3, seed=2)})
@@ -241,12 +252,12 @@ def test_prompt_to_frames_is_repeatable_and_follows_the_seed(progress) -> None:
     )
 
 
-def test_only_one_network_is_alive_while_denoising(progress) -> None:
+def test_only_one_network_is_alive_while_denoising(progress: Progress) -> None:
     import gc
     import weakref
 
     loaded = parts()
-    encoders: list = []
+    encoders: list[weakref.ref[Words]] = []
 
     def load_text() -> Words:
         encoder = Words()
@@ -276,7 +287,7 @@ def test_subject_is_put_before_the_prompt() -> None:
         ({"width": 8000}, "width"),
     ],
 )
-def test_impossible_requests_are_refused(change: dict, words: str) -> None:
+def test_impossible_requests_are_refused(change: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
         latent_shape(REQUEST.model_copy(update=change), TOKENIZER_PRESETS["CV8x8x8"], small_model())
 
@@ -301,7 +312,7 @@ def test_black_grey_and_white_survive_the_way_to_pixels() -> None:
                 torch.tensor([-1.5, -1.0, 0.0, 1.0, 2.0]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
             )
 
-    frames = decode_frames(Flat(), torch.zeros(1), 5)
+    frames = decode_frames(cast(CosmosTokenizer, Flat()), torch.zeros(1), 5)
     assert frames[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,9 @@ def test_latent_frames_hold_every_frame(frames: int, window: int) -> None:
         ((1, 4, 9, 32, 32), "must be"),
     ],
 )
-def test_videos_that_do_not_fit_are_refused_with_their_size(shape: tuple, words: str) -> None:
+def test_videos_that_do_not_fit_are_refused_with_their_size(
+    shape: tuple[int, ...], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         make().encode(torch.zeros(shape))
 
@@ -232,6 +235,8 @@ def test_encoder_and_decoder_compile_without_a_break() -> None:
         ({"fsq_levels": (8, 8)}, "one level per"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(change: dict, words: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(
+    change: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         TokenizerConfig(**change)

@@ -189,7 +189,8 @@ def half_put(store: ObjectStore, uri: str, body: bytes, sent: int) -> None:
         raise Captured
 
     client = store.with_settings()
-    client.session.pool.urlopen = capture  # type: ignore[method-assign]
+    # a trap in place of the network, on purpose without urlopen's signature
+    client.session.pool.urlopen = capture  # type: ignore[method-assign, assignment]
     with pytest.raises(Captured):
         client.put_bytes(uri, body)
     lines = [f"PUT {request['url'].path} HTTP/1.1"]

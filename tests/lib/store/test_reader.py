@@ -6,7 +6,7 @@ import io
 import random
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -105,7 +105,9 @@ def test_memory_and_requests_stay_bounded(
     proxy.requests.clear()
     with faulty.open_read(uri) as handle:
         assert handle.read() == DATA * 30
-        assert len(handle.raw.blocks) <= reader_module.KEEP
+        raw = cast(io.BufferedReader, handle).raw
+        assert isinstance(raw, reader_module.ObjectReader)
+        assert len(raw.blocks) <= reader_module.KEEP
     blocks = -(-SIZE * 30 // 1024)
     assert len(proxy.requests) <= blocks + 1, "each block once, and one look at the object"
     assert threading.active_count() < 60
