@@ -31,11 +31,15 @@ def docker_answers() -> bool:
 
 @pytest.fixture(scope="session")
 def built() -> dict[str, str]:
-    """Image references by name, built from this tree. Prints their sizes."""
+    """Image references by name, built from this tree (COSMOS_TEST_KEEP_IMAGES=1: as they are).
+
+    Prints their sizes.
+    """
     if os.environ.get("COSMOS_TEST_DOCKER", "") == "" and not docker_answers():
         pytest.skip("there is no Docker daemon")
-    for name, reference in NAMES.items():
-        print(build(name, reference))
+    if not os.environ.get("COSMOS_TEST_KEEP_IMAGES"):
+        for name, reference in NAMES.items():
+            print(build(name, reference))
     return NAMES
 
 
@@ -168,7 +172,9 @@ def test_the_pipeline_runs_in_containers(
     # The runner may call a container that failed at once a success: look at what was produced.
     kinds = set()
     for info in store.list(f"{storage_root}/runs/"):
-        if info.uri.endswith("/manifest.json"):
+        # <stage>/<address>/manifest.json; checkpoints inside a run have manifests of their own.
+        inside = info.uri.removeprefix(f"{storage_root}/runs/").split("/")
+        if inside[2:] == ["manifest.json"]:
             kinds.add(Manifest.model_validate_json(store.get_bytes(info.uri)).kind)
     wanted = {"checkpoint", "videos", "training-run", "evaluation", "promotion"}
     wanted |= (
