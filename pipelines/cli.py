@@ -42,22 +42,25 @@ COMMANDS = {
 class LazyGroup(TyperGroup):
     """Imports `pipelines.commands.<name>` when the command is called."""
 
+    listing = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        if ctx.resilient_parsing or _listing(ctx):
+        if self.listing or ctx.resilient_parsing:
             return _summary(cmd_name)
         module = importlib.import_module(f"pipelines.commands.{cmd_name.replace('-', '_')}")
         return _single(cmd_name, module.command)
 
-
-def _listing(ctx: Any) -> bool:
-    """Whether the group itself is being helped, so that only summaries are needed."""
-    arguments = sys.argv[1:]
-    return not arguments or arguments[0] in ("--help", "-h")
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.listing = True  # one-line summaries are enough here
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.listing = False
 
 
 def _single(name: str, function: Any, help_text: str | None = None) -> Any:
