@@ -28,10 +28,10 @@ images: ## Build the container images (BUILD_ARGS=… for another base)
 	images/build
 
 test-docker: $(READY) ## Images built and run; both pipelines in containers (needs a Docker daemon)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m docker tests/images --timeout 3600 $(PYTEST)
+	COSMOS_TEST_DOCKER=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -s --timeout 3600 tests/images $(PYTEST)
 
 test-cluster: $(READY) ## Launching, rights and training on a Kubernetes cluster (needs KUBECONFIG)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m cluster tests/cluster --timeout 3600 $(PYTEST)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --timeout 1500 tests/cluster $(PYTEST)
 
 bench: $(READY) ## Side-by-side measurements, one row per comparison
 	$(BIN)/python -m tests.benchmarks

@@ -6,6 +6,7 @@ nothing to give and would retry a user's mistake three times before saying so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from kfp import dsl, kubernetes
@@ -53,6 +54,7 @@ def place(
     *,
     cached: bool = True,
     secrets: tuple[Secret, ...] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> dsl.PipelineTask:
     """Give a task its caching choice and, on a cluster, everything else it asks for.
 
@@ -75,6 +77,10 @@ def place(
         task.set_accelerator_type("nvidia.com/gpu")
         task.set_accelerator_limit(resources.gpus)
         kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory")  # noqa: S108
+    for name, value in (environment or {}).items():
+        task.set_env_variable(name, value)
+    # by this id `status` finds a run's training job and `cancel` what is left of it
+    kubernetes.use_field_path_as_env(task, "COSMOS_RUN_ID", "metadata.labels['pipeline/runid']")
     kubernetes.set_timeout(task, resources.timeout_hours * 3600)
     kubernetes.set_security_context(
         task, run_as_user=10001, run_as_group=10001, run_as_non_root=True
@@ -82,6 +88,7 @@ def place(
     kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path="/tmp")  # noqa: S108
     kubernetes.use_secret_as_env(task, secret_name=S3_SECRET, secret_key_to_env=_S3_KEYS)
     if "huggingface" in secrets:
+        kubernetes.add_pod_label(task, "cosmos-pipelines.dev/egress", "huggingface")
         kubernetes.use_secret_as_env(
             task, secret_name=HF_SECRET, secret_key_to_env={"token": "HF_TOKEN"}, optional=True
         )

@@ -13,7 +13,7 @@ from components.promotion.component import promotion
 from components.tar_sharding.component import tar_sharding
 from components.training.component import training
 from components.video_discovery.component import video_discovery
-from pipelines import profiles
+from pipelines import images, profiles
 from pipelines.profiles import Profile, place
 
 
@@ -71,7 +71,13 @@ def build(profile: Profile = profiles.CLUSTER) -> Any:
             data=shards.outputs["dataset"],
             overrides=overrides,
         ).set_display_name("train")
-        place(trained, profile, profiles.LAUNCH, secrets=("wandb",))
+        place(
+            trained,
+            profile,
+            profiles.LAUNCH,
+            secrets=("wandb",),
+            environment={"COSMOS_TRAIN_IMAGE": images.TRAIN},
+        )
         judged = evaluation(
             storage_root=storage_root,
             model_name=model_name,

@@ -9,6 +9,7 @@ the command line, hands it to a launcher and turns the trainer's result file int
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -217,6 +218,7 @@ def _local_gpus() -> int:
 
 
 def _own_image() -> str:
+    """The image this step runs in: compiled pipelines name it, digest and all."""
     from components import images
 
-    return images.TRAIN
+    return os.environ.get("COSMOS_TRAIN_IMAGE", images.TRAIN)

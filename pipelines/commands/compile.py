@@ -80,4 +80,5 @@ def compile_pipeline(name: str, images: dict[str, str] | None = None) -> str:
             text = path.read_text()
     for default, reference in (images or {}).items():
         text = text.replace(f"image: {default}\n", f"image: {reference}\n")
+        text = text.replace(f"value: {default}\n", f"value: {reference}\n")  # of the jobs
     return text

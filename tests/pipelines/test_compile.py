@@ -82,6 +82,15 @@ def test_form_is_short_and_described(compiled: tuple[str, list[Any]]) -> None:
     assert required == ["videos"]
 
 
+def test_jobs_run_in_the_image_of_their_step(compiled: tuple[str, list[Any]]) -> None:
+    name, _ = compiled
+    pinned = "registry.example/cosmos/train@sha256:" + "1" * 64
+    text = compile_pipeline(name, image_overrides([f"train={pinned}"]))
+    step = executors(list(yaml.safe_load_all(text)))["exec-training"]["container"]
+    assert step["image"] == pinned
+    assert {"name": "COSMOS_TRAIN_IMAGE", "value": pinned} in step["env"]
+
+
 def test_images_can_be_pinned_by_digest() -> None:
     pinned = "registry.example/cosmos/data@sha256:" + "0" * 64
     text = compile_pipeline("tokenizer", image_overrides([f"data={pinned}"]))
