@@ -75,6 +75,7 @@ def write_tiny_t5(folder: Path, seed: int) -> Path:
     import sentencepiece
     import torch
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    from transformers.utils import logging
 
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
@@ -110,5 +111,6 @@ def write_tiny_t5(folder: Path, seed: int) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = T5EncoderModel(config)
+    logging.disable_progress_bar()  # a bar for one small file would only break the log's lines
     encoder.save_pretrained(str(folder))
     return folder
