@@ -30,6 +30,7 @@ def command(
     """
     from pipelines.local import run_local, storage, terminate_cleanly
 
+    workspace = workspace.resolve()
     source = videos or str(demo_videos(workspace / "videos"))
     reports: list[Path] = []
     with terminate_cleanly(), storage(workspace, external=False) as env:

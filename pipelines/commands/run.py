@@ -49,6 +49,7 @@ def command(
         )
     from pipelines.local import run_local, storage, terminate_cleanly
 
+    workspace = workspace.resolve()
     parameters = build_parameters(pipeline, preset, workspace, videos)
     for pair in parameter or []:
         name, separator, value = pair.partition("=")

@@ -33,7 +33,9 @@ class Demo(NamedTuple):
 
 def run_demo(workspace: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [CLI, "demo", "--workspace", str(workspace)],
+        # a relative folder, as `make demo` gives it
+        [CLI, "demo", "--workspace", workspace.name],
+        cwd=workspace.parent,
         capture_output=True,
         text=True,
         timeout=900,

@@ -54,7 +54,7 @@ class EmbeddedStore:
     """Context manager: SeaweedFS runs inside it, ``env`` is the environment for its clients."""
 
     def __init__(self, workspace: Path, buckets: Sequence[str] = ("cosmos",)) -> None:
-        self.folder = workspace / "store"
+        self.folder = workspace.resolve() / "store"  # the server works in a folder of its own
         self.buckets = tuple(buckets)
         self.env: dict[str, str] = {}
         self._lock: IO[str] | None = None
