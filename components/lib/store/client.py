@@ -58,10 +58,12 @@ class ObjectStore:
     @property
     def session(self) -> Session:
         """This process's connection."""
-        if self._session is None or self._owner != os.getpid():
-            # After a fork the parent's sockets and threads are not ours to use.
-            self._session, self._owner = Session(self.settings), os.getpid()
-        return self._session
+        session = self._session
+        # After a fork the parent's sockets and threads are not ours to use.
+        if session is None or session.stop.is_set() or self._owner != os.getpid():
+            session = self._session = Session(self.settings)
+            self._owner = os.getpid()
+        return session
 
     def close(self) -> None:
         """Release threads and connections. The store may be used again afterwards."""
@@ -182,7 +184,10 @@ class ObjectStore:
         workers = self.settings.workers
         results: dict[int, T] = {}
         pending: dict[Future[T], int] = {}
-        with ThreadPoolExecutor(workers, thread_name_prefix="files") as pool:
+        with (
+            ThreadPoolExecutor(workers, thread_name_prefix="files") as pool,
+            self.session.interruptible(),
+        ):
             try:
                 for index, item in enumerate(items):
                     # Keep the queue short: the items may be a stream of millions.
@@ -191,13 +196,9 @@ class ObjectStore:
                     pending[pool.submit(work, item)] = index
                 while pending:
                     self._collect(pending, results, done)
-            except BaseException as error:
+            except BaseException:
                 for future in pending:
                     future.cancel()
-                if not isinstance(error, Exception):
-                    # Ctrl-C: the files under way end at their next piece, not at their end.
-                    self.session.stop.set()
-                    self._session = None
                 raise
         return [results[index] for index in sorted(results)]
 

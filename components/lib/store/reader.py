@@ -89,7 +89,8 @@ class ObjectReader(io.RawIOBase):
         while len(self.blocks) > KEEP:
             self.blocks.popitem(last=False)[1].cancel()
         try:
-            return self.blocks[index].result()
+            with self.session.interruptible():
+                return self.blocks[index].result()
         except StoreError:
             del self.blocks[index]
             raise

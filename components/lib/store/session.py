@@ -65,6 +65,19 @@ class Session:
         self._known_buckets: set[str] = set()
 
     @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """When Ctrl-C or an exit leaves the block, requests under way in the threads of this
+        session end too, instead of being repeated for as long as patience lasts: the interpreter
+        waits for those threads. A stopped session is not used again."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            self.stop.set()
+            raise
+
+    @contextmanager
     def explained(self, uri: str) -> Iterator[None]:
         """Turn request errors inside into `StoreError`s that name ``uri``."""
         try:

@@ -113,7 +113,8 @@ def upload(
     """Send ``source`` to ``uri``; returns (sha256, etag). ``make_headers(sha256, size)`` gives the
     metadata headers. Raises StoreError."""
     if source.size <= SINGLE:
-        return session.leaf.submit(_send_whole, session, source, uri, make_headers).result()
+        with session.interruptible():
+            return session.leaf.submit(_send_whole, session, source, uri, make_headers).result()
     digest = hash_source(source)
     headers = make_headers(digest, source.size)
     for _ in range(3):
@@ -162,7 +163,7 @@ def _send_parts(session: Session, source: Source, uri: str, headers: dict[str, s
 
     numbers = range(1, -(-source.size // size) + 1)
     try:
-        etags = _in_order([session.leaf.submit(send, number) for number in numbers])
+        etags = _in_order(session, [session.leaf.submit(send, number) for number in numbers])
         if isinstance(source, FileSource):
             source.check()
         session.complete_upload(uri, upload_id, etags)
@@ -174,9 +175,10 @@ def _send_parts(session: Session, source: Source, uri: str, headers: dict[str, s
         raise
 
 
-def _in_order(futures: list[Future[T]]) -> list[T]:
+def _in_order(session: Session, futures: list[Future[T]]) -> list[T]:
     try:
-        return [future.result() for future in futures]
+        with session.interruptible():
+            return [future.result() for future in futures]
     except BaseException:
         _settle(futures)
         raise
@@ -232,13 +234,14 @@ def _fetch(session: Session, info: ObjectInfo, fd: int, response: object) -> str
     starts = range(first, info.bytes, SPAN)
     rest = [session.leaf.submit(fetch, start) for start in starts]
     try:
-        if first:
-            session.copy_range(uri, 0, first, etag, _placed(fd, 0, digest), response)
-        for start, future in zip(starts, rest, strict=True):
-            future.result()
-            end = min(start + SPAN, info.bytes)
-            for at in range(start, end, _PIECE):
-                digest.update(os.pread(fd, min(_PIECE, end - at), at))
+        with session.interruptible():
+            if first:
+                session.copy_range(uri, 0, first, etag, _placed(fd, 0, digest), response)
+            for start, future in zip(starts, rest, strict=True):
+                future.result()
+                end = min(start + SPAN, info.bytes)
+                for at in range(start, end, _PIECE):
+                    digest.update(os.pread(fd, min(_PIECE, end - at), at))
     except BaseException:
         _settle(rest)
         raise
