@@ -75,6 +75,9 @@ class Session:
             raise
         except BaseException:
             self.stop.set()
+            # Also wakes a thread whose start was interrupted, which the pool does not know of and
+            # the interpreter would wait for without end.
+            self.leaf.shutdown(wait=False, cancel_futures=True)
             raise
 
     @contextmanager
