@@ -3,7 +3,8 @@
 A pipeline's form has few parameters; everything else goes through one list of overrides. Values
 are YAML, so ``true``, ``3``, ``1e-4``, ``[a, b]`` and plain text mean what they look like.
 Words before the first dot are either a stage's name or one of the trainer's config groups, which
-are handed on to the training stage untouched. All of them are checked before anything runs.
+are handed on to the training stage untouched. Names and values are checked before anything runs:
+a slip in a trainer setting must not show after hours of encoding.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import difflib
 import importlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from components.lib.contract import StageConfig, UserError
 
@@ -91,9 +92,42 @@ def stage_overrides(stage: str, overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Raise UserError for the first override that no stage would take."""
+    """Raise UserError for the first override that its stage or the trainer would not take."""
     for stage in STAGES:
-        stage_overrides(stage, overrides)
+        fields = stage_overrides(stage, overrides)
+        trainer = fields.pop("overrides", []) if stage == "training" else []
+        known = stage_config(stage).model_fields
+        for name, value in fields.items():
+            kind: Any = Annotated[known[name].annotation, known[name]]
+            try:
+                TypeAdapter(kind).validate_python(value)
+            except ValidationError as error:
+                raise UserError(_does_not_fit(stage, name, error, value)) from error
+        if trainer:
+            _check_trainer(trainer)
+
+
+def _check_trainer(overrides: Sequence[str]) -> None:
+    """Which recipe they are for is not known here, so one of the two families must take them."""
+    from components.lib.train.config import DiffusionConfig, TokenizerConfig
+    from components.lib.train.overrides import apply_overrides, iter_fields
+
+    refusals = []
+    for config in (DiffusionConfig(), TokenizerConfig()):
+        try:
+            apply_overrides(config, overrides)
+        except UserError as error:
+            names = [name for name, _, _ in iter_fields(config)]
+            given = [override.partition("=")[0].strip() for override in overrides]
+            likeness = sum(_likeness(name, names) for name in given)
+            refusals.append((likeness, error))
+        else:
+            return
+    raise max(refusals, key=lambda refusal: refusal[0])[1]
+
+
+def _likeness(word: str, known: Iterable[str]) -> float:
+    return max(difflib.SequenceMatcher(None, word, name).ratio() for name in known)
 
 
 def make_config(stage: str, values: dict[str, Any], overrides: Sequence[str] = ()) -> StageConfig:
@@ -111,12 +145,13 @@ def make_config(stage: str, values: dict[str, Any], overrides: Sequence[str] = (
     try:
         return config.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
         given = values.get(field, "nothing")
-        raise UserError(
-            f"Stage {stage}, field '{field}': {first['msg']}, got {given!r}."
-        ) from error
+        raise UserError(_does_not_fit(stage, field, error, given)) from error
+
+
+def _does_not_fit(stage: str, field: str, error: ValidationError, given: Any) -> str:
+    return f"Stage {stage}, field '{field}': {error.errors()[0]['msg']}, got {given!r}."
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -36,6 +36,13 @@ def test_stage_and_trainer_overrides_reach_their_stage() -> None:
         ),
         ("frames=33", ["frames=33", "stage.field=value"]),
         ("training.nproc", ["training.nproc", "stage.field=value"]),
+        ("latent_encoding.frames=many", ["latent_encoding", "'frames'", "valid integer", "'many'"]),
+        ("evaluation.seed=[1]", ["evaluation", "'seed'"]),
+        ("trainer.max_step=5", ["trainer.max_step'", "Did you mean 'trainer.max_steps'"]),
+        ("trainer.max_steps=soon", ["trainer.max_steps=soon", "valid integer"]),
+        ("data.task_encoder.crop_heigth=64", ["Did you mean 'data.task_encoder.crop_height'"]),
+        ("model.lora.rnk=4", ["Did you mean 'model.lora.rank'"]),
+        ("optim.zzzz=1", ["'optim.zzzz'", "The nearest is 'optim."]),
     ],
 )
 def test_wrong_override_is_refused_with_the_nearest_word(override: str, words: list[str]) -> None:
@@ -43,6 +50,15 @@ def test_wrong_override_is_refused_with_the_nearest_word(override: str, words: l
         check_overrides([override])
     for word in words:
         assert word in str(caught.value)
+
+
+def test_settings_that_only_one_family_has_or_that_belong_together_are_taken() -> None:
+    check_overrides(["model.lora.rank=4", "trainer.max_steps=7", "tar_sharding.clip_frames=33"])
+    check_overrides(
+        ["data.task_encoder.resize_height=96", "data.task_encoder.resize_width=160", "log.name=x"]
+    )
+    with pytest.raises(UserError, match="together"):
+        check_overrides(["data.task_encoder.resize_height=96"])
 
 
 def test_value_of_the_wrong_type_names_the_field() -> None:

@@ -85,7 +85,8 @@ def _suggest(name: str, names: list[str]) -> str:
         close = [leaves[found] for found in difflib.get_close_matches(leaf, leaves, n=1)]
     if close:
         return f"Did you mean '{close[0]}'?"
-    return "--help lists all settings."
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+    return f"The nearest is '{nearest}'; --help lists all settings."
 
 
 def _explain(error: ValidationError, given: dict[str, str]) -> str:
