@@ -1,8 +1,9 @@
-"""A bounded local cache of shards, shared by the processes of a node.
+"""A bounded local cache of shards (or the guide's files), shared by the processes of a node.
 
 A shard is downloaded once under a lock and then read at random from disk; the least recently used
 ones are deleted when the bound is reached. Deleting a file that another process has open is safe
-on POSIX systems: it keeps reading, and fetches the shard again the next time.
+on POSIX systems: it keeps reading, and fetches the shard again the next time. Locks are a fixed
+number of files, so that a data set of many small files leaves no lock behind for each.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ from __future__ import annotations
 import fcntl
 import os
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from components.lib.contract import Frozen, UserError
 from components.lib.store import ObjectStore
 
+T = TypeVar("T")
+_KEPT = (".tar", ".pth", ".json")
+_LOCKS = 64
+
 
 class ShardRef(Frozen):
-    """One tar of a data set. ``uri`` is ``s3://…`` or a local path; ``sha256`` None: not known."""
+    """One file of a data set. ``uri`` is ``s3://…`` or a local path; ``sha256`` None: not known."""
 
     name: str
     uri: str
@@ -50,6 +56,23 @@ class ShardCache:
                     self.store.get_file(shard.uri, local, sha256=shard.sha256)
         return local
 
+    def use(self, shard: ShardRef, read: Callable[[Path], T]) -> T:
+        """What ``read`` makes of the shard's local file."""
+        for _ in range(3):
+            try:
+                return read(self.path(shard))
+            except FileNotFoundError:
+                # Another process made room between our look-up and our read.
+                if not shard.uri.startswith("s3://"):
+                    raise UserError(f"{shard.uri} is not there any more.") from None
+        raise UserError(
+            f"{shard.uri} vanished from the shard cache three times: raise data.cache_gib."
+        )
+
+    def read(self, shard: ShardRef) -> bytes:
+        """All bytes of the shard."""
+        return self.use(shard, Path.read_bytes)
+
     def bytes_held(self) -> int:
         """Total size of the cached shards."""
         return sum(size for _, size, _ in self._entries())
@@ -70,7 +93,10 @@ class ShardCache:
             held -= size
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        for path in self.folder.glob("*.tar"):
+        for path in self.folder.iterdir():
+            # what is being downloaded has a dot before its name
+            if path.suffix not in _KEPT or path.name.startswith("."):
+                continue
             try:
                 info = path.stat()
             except FileNotFoundError:
@@ -79,7 +105,8 @@ class ShardCache:
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
-        with path.with_suffix(".lock").open("w") as stream:
+        number = zlib.crc32(path.name.encode()) % _LOCKS
+        with (self.folder / f"{number:02d}.lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 

@@ -1,6 +1,6 @@
-"""Where training samples come from: a manifest's shards, a folder of tars, or the guide's files.
+"""Where training samples come from: tar shards or the guide's files, in object storage or a folder.
 
-All three answer the same two questions: how many samples does each shard of a split hold, and what
+All answer the same two questions: how many samples does each shard of a split hold, and what
 are the bytes of sample i of shard s. Reading is random access on local copies (`cache`), so the
 order is free (`order`).
 """
@@ -48,23 +48,18 @@ class ShardSource:
     def read(self, split: Split, shard: int, index: int) -> tuple[str, dict[str, bytes]]:
         """(name for messages, extension -> bytes). Raises UserError naming a damaged shard."""
         ref = self.by_split[split][shard]
-        for _ in range(3):
-            path = self.cache.path(ref)
-            try:
-                tar = self._index(path)
-                if len(tar.samples) != ref.samples:
-                    raise UserError(
-                        f"{ref.uri} holds {len(tar.samples)} samples where the manifest says "
-                        f"{ref.samples}. Write the data set again."
-                    )
-                key, parts = tar.read(index)
-                return f"{ref.uri}:{key}", parts
-            except FileNotFoundError:
-                # Another process made room between our look-up and our read.
-                continue
-        raise UserError(
-            f"{ref.uri} vanished from the shard cache three times: raise data.cache_gib."
-        )
+
+        def read(path: Path) -> tuple[str, dict[str, bytes]]:
+            tar = self._index(path)
+            if len(tar.samples) != ref.samples:
+                raise UserError(
+                    f"{ref.uri} holds {len(tar.samples)} samples where the manifest says "
+                    f"{ref.samples}. Write the data set again."
+                )
+            key, parts = tar.read(index)
+            return f"{ref.uri}:{key}", parts
+
+        return self.cache.use(ref, read)
 
     def _index(self, path: Path) -> TarIndex:
         with self._guard:
@@ -74,25 +69,32 @@ class ShardSource:
 
 
 class GuideSource:
-    """The guide's folder of ``.pth`` files, seen as one shard. It has no validation split."""
+    """The guide's four files per sample, each split seen as one shard.
 
-    def __init__(self, folder: Path) -> None:
+    ``files`` maps a split to its files by their names (``0.video_latent.pth``), local or in
+    object storage. Raises UserError when a sample lacks a file.
+    """
+
+    def __init__(self, files: dict[Split, dict[str, ShardRef]], cache: ShardCache) -> None:
         from components.lib.shards.guide import list_guide_samples
 
-        self.folder = folder
-        self.samples = list_guide_samples(path.name for path in folder.iterdir())
+        self.files, self.cache = files, cache
+        self.samples = {split: list_guide_samples(names) for split, names in files.items()}
 
     def counts(self, split: Split) -> list[int]:
         """Samples in each shard of a split."""
-        return [len(self.samples)] if split == "train" else []
+        return [len(self.samples[split])] if self.samples.get(split) else []
 
     def read(self, split: Split, shard: int, index: int) -> tuple[str, dict[str, bytes]]:
         """(name for messages, file suffix -> bytes)."""
-        from components.lib.shards.guide import PARTS
+        from components.lib.shards.guide import EMBEDDING, INFO, LATENT
 
-        number = self.samples[index]
-        parts = {part: (self.folder / f"{number}.{part}").read_bytes() for part in PARTS}
-        return str(self.folder / str(number)), parts
+        number, files = self.samples[split][index], self.files[split]
+        # The fourth file, a mask of ones, says nothing.
+        parts = {
+            part: self.cache.read(files[f"{number}.{part}"]) for part in (INFO, EMBEDDING, LATENT)
+        }
+        return files[f"{number}.{LATENT}"].uri.removesuffix(f".{LATENT}"), parts
 
 
 def open_source(
@@ -111,8 +113,8 @@ def open_source(
     if not local.is_dir():
         raise UserError(f"data.path: there is no file or folder {path}.")
     source: SampleSource
-    if any(local.glob("*.video_latent.pth")):
-        source = GuideSource(local)
+    if guide := _guide_folder(local):
+        source = GuideSource(guide, cache)
     else:
         source = ShardSource(_folder_shards(local), cache)
     if not source.counts("train"):
@@ -129,6 +131,8 @@ def _from_manifest(
     manifest = load_manifest(ref, store)
     if manifest.kind not in ("latent-dataset", "tokenizer-dataset"):
         raise UserError(f"{ref} is a {manifest.kind} manifest; data.path needs a data set.")
+    if guide := _guide_manifest(manifest):
+        return GuideSource(guide, cache), manifest
     shards = [
         ShardRef(
             name=entry.path,
@@ -144,6 +148,42 @@ def _from_manifest(
     if not source.counts("train"):
         raise UserError(f"{ref} lists no training samples.")
     return source, manifest
+
+
+def _guide_folder(folder: Path) -> dict[Split, dict[str, ShardRef]]:
+    """The guide's files in a folder, or in ``train/`` and ``validation/`` below it; or nothing."""
+    places: list[tuple[Split, Path]] = [
+        ("train", folder),
+        ("train", folder / "train"),
+        ("validation", folder / "validation"),
+    ]
+    found: dict[Split, dict[str, ShardRef]] = {}
+    for split, place in places:
+        if any(place.glob("*.video_latent.pth")):
+            found.setdefault(split, {}).update(
+                {
+                    path.name: ShardRef(name=path.name, uri=str(path), samples=1, split=split)
+                    for path in place.iterdir()
+                }
+            )
+    return found
+
+
+def _guide_manifest(manifest: Manifest) -> dict[Split, dict[str, ShardRef]]:
+    """The guide's files that latent_encoding wrote with ``layout=guide``; or nothing."""
+    found: dict[Split, dict[str, ShardRef]] = {}
+    for entry in manifest.files:
+        folder, _, name = entry.path.rpartition("/")
+        if folder in ("train", "validation"):
+            split: Split = "train" if folder == "train" else "validation"
+            found.setdefault(split, {})[name] = ShardRef(
+                name=entry.path,
+                uri=manifest.file_uri(entry.path),
+                samples=1,
+                split=split,
+                sha256=entry.sha256,
+            )
+    return found if found.get("train") else {}
 
 
 def _folder_shards(folder: Path) -> list[ShardRef]:
