@@ -10,13 +10,14 @@ after a kill, and always come out the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from components.lib.video.records import Split, VideoRecord
 
 _OVERHEAD = 8 << 10  # headers, padding and the .json of one sample
 _REWRITTEN = 1.05  # a remuxed video may grow a little
+Scenes = Mapping[str, Sequence[tuple[int, int]]]  # (start, count) in frames, by sha256
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,30 @@ def make_plan(
     max_samples: int,
     clip_frames: int = 0,
     seed: int = 0,
+    scenes: Scenes | None = None,
 ) -> Plan:
-    """Plan the shards of usable videos. ``clip_frames`` cuts videos into clips of that length; the
-    frames left at the end of each are dropped, videos shorter than one clip give nothing."""
+    """Plan the shards of usable videos.
+
+    ``scenes`` cuts videos into their scenes. ``clip_frames`` cuts videos, or their scenes, into
+    clips of that length; the frames left at the end of each are dropped, and what is shorter than
+    one clip gives nothing.
+    """
     usable = [record for record in records if record.status == "ok"]
     usable.sort(key=lambda record: _order(record, seed))
-    too_short = tuple(record for record in usable if 0 < record.frames < clip_frames)
+    clips = {record.sha256: _clips(record, clip_frames, scenes) for record in usable}
+    too_short = tuple(record for record in usable if record.frames and clips[record.sha256] is None)
     shards: list[Shard] = []
     number = 0
     for split in ("train", "validation"):
         chosen = [
-            record
+            (record, cut)
             for record in usable
-            if (record.split or "train") == split and record.frames >= clip_frames
+            if (record.split or "train") == split and (cut := clips[record.sha256]) is not None
         ]
-        for group in _fill(chosen, max_bytes, max_samples, clip_frames):
+        for group in _fill(chosen, max_bytes, max_samples):
             items = []
-            for record in group:
-                items.append(Item(number, record, _clips(record, clip_frames)))
+            for record, cut in group:
+                items.append(Item(number, record, cut))
                 number += items[-1].samples
             shards.append(Shard(len(shards), split, tuple(items)))
     return Plan(tuple(shards), too_short)
@@ -97,32 +104,39 @@ def _order(record: VideoRecord, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:{record.sha256}".encode()).digest()
 
 
-def _clips(record: VideoRecord, clip_frames: int) -> tuple[tuple[int, int], ...]:
+def _clips(
+    record: VideoRecord, clip_frames: int, scenes: Scenes | None
+) -> tuple[tuple[int, int], ...] | None:
+    """The clips of a video; none of them: it stays whole; None: it is too short."""
+    whole = (0, record.frames)
+    parts = [whole] if scenes is None else scenes[record.sha256]
     if not clip_frames:
-        return ()
-    starts = range(0, record.frames - clip_frames + 1, clip_frames)
-    return tuple((start, clip_frames) for start in starts)
+        return () if list(parts) == [whole] or scenes is None else tuple(parts)
+    found = tuple(
+        (first + offset, clip_frames)
+        for first, count in parts
+        for offset in range(0, count - clip_frames + 1, clip_frames)
+    )
+    return found or None
 
 
-def _fill(
-    records: Sequence[VideoRecord], max_bytes: int, max_samples: int, clip_frames: int
-) -> list[list[VideoRecord]]:
-    groups: list[list[VideoRecord]] = []
+Chosen = tuple[VideoRecord, tuple[tuple[int, int], ...]]
+
+
+def _fill(records: Sequence[Chosen], max_bytes: int, max_samples: int) -> list[list[Chosen]]:
+    groups: list[list[Chosen]] = []
     space = samples = 0
-    for record in records:
-        count = max(1, len(_clips(record, clip_frames)))
-        size = int(record.bytes * _growth(record, clip_frames)) + count * _OVERHEAD
+    for record, clips in records:
+        count = max(1, len(clips))
+        growth = _REWRITTEN if clips or not is_mp4(record) else 1.0
+        size = int(record.bytes * growth) + count * _OVERHEAD
         if not groups or size > space or count > samples:
             groups.append([])
             space, samples = max_bytes, max_samples
-        groups[-1].append(record)
+        groups[-1].append((record, clips))
         space -= size
         samples -= count
     return groups
-
-
-def _growth(record: VideoRecord, clip_frames: int) -> float:
-    return _REWRITTEN if clip_frames or not is_mp4(record) else 1.0
 
 
 def is_mp4(record: VideoRecord) -> bool:

@@ -20,7 +20,7 @@ from components.lib.video.records import VideoRecord, fetch_video
 from components.tar_sharding.plan import Item, Shard, is_mp4
 from components.tar_sharding.stage import TarShardingConfig
 
-_FRAMES_PER_TIMEOUT_SECOND = 10
+FRAMES_PER_TIMEOUT_SECOND = 10
 
 
 @dataclass
@@ -119,7 +119,7 @@ class ShardMaker:
             path,
             wanted,
             crf=self.config.crf,
-            timeout_s=self.config.timeout_s + record.frames / _FRAMES_PER_TIMEOUT_SECOND,
+            timeout_s=self.config.timeout_s + record.frames / FRAMES_PER_TIMEOUT_SECOND,
         )
         return [
             (target, _info(record, start, count, method))

@@ -1,9 +1,10 @@
 """Sharding: the tokenizer's data set, ``N.mp4`` and ``N.json`` in numbered tar shards.
 
-MP4s are copied byte for byte; other containers and fixed-length clips are made by copying packets
-where that is exact and by encoding again where it is not, and the sample's JSON says which. Each
-shard is built on local disk, uploaded and forgotten, so the disk needed is ``workers`` shards.
-Finished shards are found again after a kill.
+MP4s are copied byte for byte; other containers, fixed-length clips and scenes are made by copying
+packets where that is exact and by encoding again where it is not, and the sample's JSON says which.
+With ``scenes`` every video is decoded once beforehand, to find its cuts. Each shard is built on
+local disk, uploaded and forgotten, so the disk needed is ``workers`` shards. Finished shards are
+found again after a kill.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from components.lib.stage import Output, StageResult, StageSpec, execute
 
 if TYPE_CHECKING:
     from components.lib.store import ObjectStore
+    from components.lib.video.isolated import DecodingPool
     from components.tar_sharding.plan import Plan
     from components.tar_sharding.shard import Made
 
@@ -35,6 +37,20 @@ class TarShardingConfig(StageConfig):
         default=0,
         ge=0,
         description="Cut videos into clips of this many frames; 0 keeps them whole.",
+    )
+    scenes: bool = Field(
+        default=False,
+        description="Cut videos where one scene ends and another begins; with clip_frames, clips "
+        "lie within scenes.",
+    )
+    scene_threshold: float = Field(
+        default=15.0,
+        gt=0,
+        le=255,
+        description="Least mean change from frame to frame at a cut, in levels of 0 to 255.",
+    )
+    min_scene_frames: int = Field(
+        default=9, ge=1, description="A cut that would leave a shorter scene is passed over."
     )
     max_shard_bytes: int = Field(
         default=1 << 30, gt=0, description="Largest shard, unless one video is."
@@ -79,28 +95,51 @@ def _work(config: TarShardingConfig, videos: Manifest, output: Output, progress:
     from components.lib.video.isolated import DecodingPool
     from components.lib.video.records import read_records
     from components.tar_sharding.plan import make_plan
-    from components.tar_sharding.shard import ShardMaker
+    from components.tar_sharding.scenes import Found, look_for_scenes
 
     started = time.monotonic()
-    plan = make_plan(
-        read_records(videos, output.store),
-        max_bytes=config.max_shard_bytes,
-        max_samples=config.max_shard_samples,
-        clip_frames=config.clip_frames,
-        seed=config.seed,
-    )
-    if not plan.shards:
-        raise UserError(_nothing_to_pack(config, videos, plan))
     workers = config.workers or len(os.sched_getaffinity(0))
+    with DecodingPool(workers, file_bytes=1 << 40) as pool:
+        records = [r for r in read_records(videos, output.store) if r.status == "ok"]
+        found = Found()
+        if config.scenes:
+            found = look_for_scenes(config, records, output, pool, workers, progress)
+            output.timing["scene_seconds"] = time.monotonic() - started
+            records = [record for record in records if record.sha256 in found.scenes]
+        plan = make_plan(
+            records,
+            max_bytes=config.max_shard_bytes,
+            max_samples=config.max_shard_samples,
+            clip_frames=config.clip_frames,
+            seed=config.seed,
+            scenes=found.scenes if config.scenes else None,
+        )
+        if not plan.shards:
+            raise UserError(_nothing_to_pack(config, videos, plan, found.failures))
+        made = _make(config, plan, output, pool, workers, progress)
+    _check(config, videos, plan, made, found.failures)
+    _write_index(output, made)
+    _summarise(output, plan, made, found.failures, time.monotonic() - started)
+
+
+def _make(
+    config: TarShardingConfig,
+    plan: Plan,
+    output: Output,
+    pool: DecodingPool,
+    workers: int,
+    progress: Progress,
+) -> list[Made]:
+    from components.tar_sharding.shard import ShardMaker
+
     total = sum(shard.samples for shard in plan.shards)
+    made: list[Made] = []
     with (
-        DecodingPool(workers, file_bytes=1 << 40) as pool,
         ThreadPoolExecutor(workers, thread_name_prefix="shard") as threads,
         progress.task("packing shards", total=total, unit="samples") as task,
     ):
         maker = ShardMaker(config, output, pool)
         pending = [threads.submit(maker.make, shard) for shard in plan.shards]
-        made: list[Made] = []
         try:
             for future in pending:
                 made.append(future.result())
@@ -108,12 +147,14 @@ def _work(config: TarShardingConfig, videos: Manifest, output: Output, progress:
         finally:
             for future in pending:
                 future.cancel()
-    _check(config, videos, plan, made)
-    _write_index(output, made)
-    _summarise(output, plan, made, time.monotonic() - started)
+    return made
 
 
-def _nothing_to_pack(config: TarShardingConfig, videos: Manifest, plan: Plan) -> str:
+def _nothing_to_pack(
+    config: TarShardingConfig, videos: Manifest, plan: Plan, lost: list[dict[str, str]]
+) -> str:
+    if lost:
+        return f"No video of {videos.uri} is usable; first {lost[0]['uri']}: {lost[0]['reason']}."
     if plan.too_short:
         longest = max(plan.too_short, key=lambda record: record.frames)
         return (
@@ -123,9 +164,15 @@ def _nothing_to_pack(config: TarShardingConfig, videos: Manifest, plan: Plan) ->
     return f"{videos.uri} lists no usable video. Give discovery a source that has some."
 
 
-def _check(config: TarShardingConfig, videos: Manifest, plan: Plan, made: list[Made]) -> None:
-    bad = [failure for one in made for failure in one.failures]
-    total = sum(len(shard.items) for shard in plan.shards)
+def _check(
+    config: TarShardingConfig,
+    videos: Manifest,
+    plan: Plan,
+    made: list[Made],
+    lost: list[dict[str, str]],
+) -> None:
+    bad = [*lost, *(failure for one in made for failure in one.failures)]
+    total = len(lost) + sum(len(shard.items) for shard in plan.shards)
     first = f"{bad[0]['uri']}: {bad[0]['reason']}" if bad else ""
     if not any(one.samples for one in made if one.shard.split == "train"):
         raise UserError(f"No video of {videos.uri} could be packed for training; first {first}.")
@@ -151,10 +198,12 @@ def _write_index(output: Output, made: list[Made]) -> None:
         output.put_file(str(path.relative_to(output.scratch)), path)
 
 
-def _summarise(output: Output, plan: Plan, made: list[Made], seconds: float) -> None:
+def _summarise(
+    output: Output, plan: Plan, made: list[Made], lost: list[dict[str, str]], seconds: float
+) -> None:
     samples = sum(one.samples for one in made)
     size = sum(one.bytes for one in made)
-    quarantined = [failure for one in made for failure in one.failures]
+    quarantined = [*lost, *(failure for one in made for failure in one.failures)]
     quarantined += [
         {"uri": record.uri, "reason": f"it has only {record.frames} frames"}
         for record in plan.too_short

@@ -141,6 +141,55 @@ def test_fixed_length_clips_hold_their_frames(
     assert numbers == list(range(17, 34))
 
 
+def test_videos_are_cut_at_their_scenes(
+    shard: Shard, describe: Describe, samples: Samples, clips: dict[str, Path], tmp_path: Path
+) -> None:
+    """The film's cuts are those found by eye; a video of one scene is packed as it is."""
+    records = [describe(clips["bikes"]), describe(clips["carphone"])]
+    manifest = shard(records, scenes=True, crf=0).manifest
+    found = samples(manifest)
+    cut = {
+        int(str(info["start_frame"])): (info["frames"], parts["mp4"])
+        for info, parts in zip(infos(found), found.values(), strict=True)
+        if info["name"] == "bikes.mp4"
+    }
+    assert {start: frames for start, (frames, _) in cut.items()} == {
+        0: 30, 30: 46, 76: 61, 137: 50, 187: 63,
+    }  # fmt: skip
+    (tmp_path / "scene.mp4").write_bytes(bytes(cut[76][1]))
+    scene = np.stack(list(iter_frames(tmp_path / "scene.mp4")))
+    whole = read_clip(clips["bikes"], start=76, count=61)
+    assert np.abs(scene.astype(int) - whole).mean() < 1.5
+    carphone = next(p for i, p in zip(infos(found), found.values(), strict=True)
+                    if i["name"] == clips["carphone"].name)  # fmt: skip
+    assert carphone["mp4"] == clips["carphone"].read_bytes()
+    again = shard(records, scenes=True, crf=0, workers=2, root="/again").manifest
+    assert again.files == manifest.files
+
+
+def test_clips_of_fixed_length_lie_within_scenes(
+    shard: Shard, describe: Describe, samples: Samples, clips: dict[str, Path]
+) -> None:
+    found = samples(shard([describe(clips["bikes"])], scenes=True, clip_frames=25).manifest)
+    starts = [int(str(info["start_frame"])) for info in infos(found)]
+    assert starts == [0, 30, 76, 101, 137, 162, 187, 212]
+
+
+def test_a_video_whose_scenes_cannot_be_found_is_left_out_and_named(
+    shard: Shard, describe: Describe, samples: Samples, tmp_path: Path
+) -> None:
+    good, bad = corpus.plain(tmp_path / "a.mp4"), corpus.damaged_middle(tmp_path / "bad.mp4")
+    records = [describe(good), describe(bad)]
+    manifest = shard(records, scenes=True, max_bad_fraction=0.5).manifest
+    (left_out,) = manifest.summary["quarantined"]
+    assert "bad.mp4" in left_out["uri"]
+    assert {info["name"] for info in infos(samples(manifest))} == {"a.mp4"}
+    with pytest.raises(UserError, match=r"1 of 2 videos .*bad\.mp4"):
+        shard(records, scenes=True)
+    with pytest.raises(UserError, match=r"No video .* is usable; first .*bad\.mp4"):
+        shard(records[1:], scenes=True)
+
+
 def test_videos_shorter_than_a_clip_are_counted(
     shard: Shard, describe: Describe, tmp_path: Path
 ) -> None:

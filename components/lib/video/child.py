@@ -19,6 +19,7 @@ from components.lib.video.container import VideoError
 from components.lib.video.cut import cut_mp4
 from components.lib.video.index import build_index
 from components.lib.video.inspection import Inspection, inspect_video
+from components.lib.video.scenes import find_scenes
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        return _cut(request) if request["do"] == "cut" else _inspect(request)
+        return {"cut": _cut, "scenes": _scenes, "inspect": _inspect}[request["do"]](request)
     except VideoError as error:
         reason = error.reason
     except MemoryError:
@@ -69,6 +70,16 @@ def _cut(request: dict[str, Any]) -> dict[str, Any]:
             for start, count, target in request["clips"]
         ]
     }
+
+
+def _scenes(request: dict[str, Any]) -> dict[str, Any]:
+    found = find_scenes(
+        Path(request["path"]),
+        threshold=float(request["threshold"]),
+        min_frames=int(request["min_frames"]),
+        threads=int(request["threads"]),
+    )
+    return {"scenes": found}
 
 
 def _die_with_parent(parent: int) -> None:

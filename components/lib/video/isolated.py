@@ -182,6 +182,26 @@ class DecodingPool:
             raise VideoError(str(path), "the decoder gave no sensible answer about it")
         return methods
 
+    def scenes(
+        self, path: Path, *, threshold: float, min_frames: int, timeout_s: float
+    ) -> list[tuple[int, int]]:
+        """`find_scenes` in a child. Raises VideoError with the reason when it cannot be done."""
+        request = {
+            "do": "scenes",
+            "path": os.fsdecode(path),
+            "threshold": threshold,
+            "min_frames": min_frames,
+            "threads": self.threads,
+        }
+        with self._child() as child:
+            answer = child.ask(request, timeout_s)
+        if reason := answer.get("reason"):
+            raise VideoError(str(path), str(reason))
+        found = [(int(start), int(count)) for start, count in answer.get("scenes", [])]
+        if not found:
+            raise VideoError(str(path), "the decoder gave no sensible answer about it")
+        return found
+
     @contextmanager
     def _child(self) -> Iterator[Child]:
         child = self.idle.get()

@@ -1,0 +1,78 @@
+"""The scenes of all videos, looked for in parallel and kept in the output, so that a killed run
+does not look twice."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from components.lib.contract import Progress
+from components.lib.manifest import canonical_json
+from components.lib.stage import Output
+from components.lib.video.container import VideoError
+from components.lib.video.isolated import DecodingPool
+from components.lib.video.records import VideoRecord, fetch_video
+from components.tar_sharding.shard import FRAMES_PER_TIMEOUT_SECOND
+from components.tar_sharding.stage import TarShardingConfig
+
+
+@dataclass
+class Found:
+    """Scenes by sha256, and {"uri", "reason"} of the videos that could not be looked through."""
+
+    scenes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+
+def look_for_scenes(
+    config: TarShardingConfig,
+    records: Sequence[VideoRecord],
+    output: Output,
+    pool: DecodingPool,
+    workers: int,
+    progress: Progress,
+) -> Found:
+    """Look through every video once."""
+    found = Found()
+
+    def look(record: VideoRecord) -> dict[str, object]:
+        name = f"scenes/{record.sha256}.json"
+        if output.finished(name) is None:
+            output.put_bytes(name, canonical_json(_look(config, record, output, pool)))
+        answer: dict[str, object] = json.loads(output.store.get_bytes(output.uri + name))
+        return answer
+
+    with (
+        ThreadPoolExecutor(workers, thread_name_prefix="scenes") as threads,
+        progress.task("looking for scenes", total=len(records), unit="videos") as task,
+    ):
+        for record, answer in zip(records, threads.map(look, records), strict=True):
+            task.advance()
+            if "reason" in answer:
+                found.failures.append({"uri": record.uri, "reason": str(answer["reason"])})
+                continue
+            pairs = answer["scenes"]
+            assert isinstance(pairs, list)
+            found.scenes[record.sha256] = [(start, count) for start, count in pairs]
+    return found
+
+
+def _look(
+    config: TarShardingConfig, record: VideoRecord, output: Output, pool: DecodingPool
+) -> dict[str, object]:
+    with tempfile.TemporaryDirectory(prefix="scenes-", dir=output.scratch) as folder:
+        path = fetch_video(record, output.store, Path(folder))
+        try:
+            scenes = pool.scenes(
+                path,
+                threshold=config.scene_threshold,
+                min_frames=config.min_scene_frames,
+                timeout_s=config.timeout_s + record.frames / FRAMES_PER_TIMEOUT_SECOND,
+            )
+        except VideoError as error:
+            return {"reason": error.reason}
+    return {"scenes": scenes}
