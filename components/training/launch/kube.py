@@ -1,7 +1,8 @@
 """The Kubernetes API as the launcher needs it: few calls, each of which survives passing errors.
 
 Retried with growing pauses: connections refused, reset or timed out, 401 (a token that was just
-rotated), 408, 410, 429 (after the server's Retry-After) and 5xx. Every call here may be repeated:
+rotated), 408, 410, 429 (after the server's Retry-After), 5xx, and an answer that is no object (the
+page of a proxy in between). No call waits for ever: each has a timeout. Every call may be repeated:
 names are deterministic, so a create that is answered twice ends in 409, which means "it exists".
 Only a problem that lasts longer than ``patience_s`` (an API server upgrade fits in) ends a call,
 and the message then says that the job itself goes on.
@@ -230,9 +231,13 @@ class Cluster:
             response_type="object",
             auth_settings=["BearerToken"],
             _return_http_data_only=True,
-            _request_timeout=self.timeout_s,
+            _request_timeout=_seconds(self.timeout_s, self.timeout_s),
         )
-        return answer if isinstance(answer, dict) else {}
+        if not isinstance(answer, dict):
+            from urllib3.exceptions import ProtocolError
+
+            raise ProtocolError(f"not an answer of Kubernetes: {str(answer)[:100]!r}")
+        return answer
 
     def _stream(
         self, path: str, query: list[tuple[str, str]], timeout_s: float | None = None
@@ -246,7 +251,7 @@ class Cluster:
                 auth_settings=["BearerToken"],
                 _preload_content=False,
                 _return_http_data_only=True,
-                _request_timeout=timeout_s or self.timeout_s,
+                _request_timeout=_seconds(self.timeout_s, timeout_s or self.timeout_s),
             )
         except _api_exception() as error:
             status, problem, _ = _describe(error)
@@ -257,6 +262,14 @@ class Cluster:
         root = f"/apis/{group}/{version}" if group else f"/api/{version}"
         path = f"{root}/namespaces/{quote(self.namespace, safe='')}/{plural}"
         return f"{path}/{quote(name, safe='')}" if name else path
+
+
+def _seconds(connect: float, silence: float) -> tuple[float, float]:
+    """A timeout as the client takes it: of anything but an int or a pair it makes none at all.
+
+    The second number limits the silence between two pieces of an answer, not a whole stream.
+    """
+    return connect, silence
 
 
 class _Stream:

@@ -79,6 +79,8 @@ class FakeKubernetes:
         self.version = 100
         self.changed = threading.Condition()
         self.reactions: list[Any] = []
+        self.closing = threading.Event()
+        self.watch_errors = 0
 
     # -- played by the tests -----------------------------------------------------------------
 
@@ -91,7 +93,7 @@ class FakeKubernetes:
         message: Any = "passing trouble",
         headers: Any = (),
     ) -> None:
-        """The next ``times`` matching requests get ``status`` ("drop" closes the connection)."""
+        """The next ``times`` matching requests get ``status``, a "drop", "hang" or "login page"."""
         self.faults.append([method, re.compile(pattern), status, times, message, headers])
 
     def on_create(self, reaction: Any) -> None:
@@ -271,8 +273,11 @@ class Handler(BaseHTTPRequestHandler):
                 fault[3] -= 1
                 if status == "drop":
                     raise ConnectionAbortedError
-                if status == "hang":
-                    time.sleep(1.5)
+                if status == "hang":  # a connection that is open and dead
+                    self.fake.closing.wait(600)
+                    raise ConnectionAbortedError
+                if status == "login page":
+                    self.page()
                     raise ConnectionAbortedError
                 raise Refusal(status, message, headers)
 
@@ -298,6 +303,12 @@ class Handler(BaseHTTPRequestHandler):
     def watch(self, plural: Any, query: Any) -> None:
         fake = self.fake
         self.begin_stream()
+        if fake.watch_errors:  # the resource version is too old: told within the stream
+            fake.watch_errors -= 1
+            gone = {"kind": "Status", "code": 410, "reason": "Expired"}
+            self.chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+            self.chunk(b"")
+            return
         end = time.monotonic() + float(query["timeoutSeconds"])
         name = query["fieldSelector"].split("=")[1]
         with fake.changed:
@@ -338,6 +349,15 @@ class Handler(BaseHTTPRequestHandler):
             with fake.changed:
                 fake.changed.wait(0.05)
         self.chunk(b"")
+
+    def page(self) -> None:
+        """What a proxy in between may answer: success, but not Kubernetes."""
+        data = b"<html>Please log in</html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def begin_stream(self) -> None:
         self.send_response(200)
@@ -383,6 +403,7 @@ def kubernetes() -> Iterator[FakeKubernetes]:
     thread.start()
     fake.url = f"http://127.0.0.1:{server.server_port}"
     yield fake
+    fake.closing.set()
     server.shutdown()
     server.server_close()
 
@@ -412,7 +433,7 @@ def cluster(kubernetes: Any, lines: Any) -> Any:
         lines.log,
         patience_s=20,
         unauthorized_s=1,
-        timeout_s=1,
+        timeout_s=1.0,
         sleep=lambda seconds: time.sleep(min(seconds, 0.05)),
     )
 

@@ -1,5 +1,7 @@
 """No poll loop dies of a passing error; final answers become sentences that say what to do."""
 
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -28,7 +30,10 @@ def launch(request_: Any, lines: Any, cluster: Any, timing: Any) -> Any:
     return lambda: run_job(PyTorchJob(), request_, lines, cluster, timing)
 
 
-@pytest.mark.parametrize("status", [401, 408, 410, 429, 500, 502, 503, 504, "drop", "hang"])
+PASSING = [401, 408, 410, 429, 500, 502, 503, 504, "drop", "hang", "login page"]
+
+
+@pytest.mark.parametrize("status", PASSING)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -46,18 +51,56 @@ def test_passing_errors_pass(
             kubernetes.condition(name, "Succeeded"),
         )
     )
-    kubernetes.fail(method, path, status, times=2 if status != "hang" else 1)
+    kubernetes.fail(method, path, status, times=2)
     launch()
     assert "trying again" in lines.text
 
 
-@pytest.mark.parametrize("status", [403, 410, 500, "drop"])
+@pytest.mark.parametrize("status", PASSING)
+def test_cancelling_survives_passing_errors_too(
+    launch: Any, kubernetes: Any, lines: Any, status: Any
+) -> None:
+    def cancel(name: Any) -> None:
+        kubernetes.master(name)
+        kubernetes.condition(name, "Running")
+        time.sleep(0.4)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    kubernetes.on_create(cancel)
+    kubernetes.fail("DELETE", "pytorchjobs/", status, times=2)
+    with pytest.raises(SystemExit):
+        launch()
+    assert not kubernetes.jobs
+    assert "cancelled: deleted" in lines.text
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 429, 500, "drop", "hang", "login page"])
 def test_a_watch_that_does_not_work_only_makes_it_slower(
     launch: Any, kubernetes: Any, status: Any
 ) -> None:
     kubernetes.on_create(lambda name: succeed(kubernetes, name))
     kubernetes.fail("GET", "watch=true", status, times=1000)
     launch()
+
+
+def test_a_watch_that_reports_an_expired_version_is_opened_again(
+    launch: Any, kubernetes: Any
+) -> None:
+    kubernetes.on_create(lambda name: succeed(kubernetes, name))
+    kubernetes.watch_errors = 2
+    launch()
+    assert kubernetes.watch_errors == 0
+    assert kubernetes.count("GET", "watch=true") > 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 429, 500, "drop", "hang", "login page"])
+def test_a_log_that_cannot_be_read_does_not_stop_training(
+    launch: Any, kubernetes: Any, status: Any
+) -> None:
+    kubernetes.on_create(lambda name: succeed(kubernetes, name))
+    kubernetes.fail("GET", r"/log", status, times=1000)
+    launch()
+    assert kubernetes.count("GET", "/log") > 0
 
 
 def test_a_dropped_log_stream_loses_and_repeats_nothing(

@@ -1,0 +1,54 @@
+# Docker for the tests, with or without an init system. Sourced by run.
+#
+# A daemon that answers (DOCKER_HOST, a service) is used as it is. Otherwise Debian's is started in
+# the background and stopped by its pid. It gets no bridge and touches no firewall: the tests build
+# and run with the host's network, so a machine without iptables modules will do. The storage driver
+# is the daemon's own choice (overlay2 where the file system allows it, else vfs).
+
+docker_pid=
+docker_log=${TMPDIR:-/tmp}/dockerd-$$.log
+
+docker_answers() { timeout 20 docker info >/dev/null 2>&1; }
+
+# mmdebstrap makes the base image, since there may be no registry to pull one from.
+docker_packages() {
+  command -v dockerd >/dev/null || echo docker.io
+  command -v mmdebstrap >/dev/null || echo mmdebstrap
+}
+
+docker_start() {
+  docker_answers && return
+  if ((EUID != 0)); then
+    echo "No Docker daemon answers${DOCKER_HOST:+ at $DOCKER_HOST}, and only root can start one." >&2
+    echo "Start Docker, or run as root; the tests before this one did not need it." >&2
+    return 1
+  fi
+  unset DOCKER_HOST DOCKER_CONTEXT
+  # runc needs control groups. An init system mounts them; a bare virtual machine may not have one.
+  if ! grep -qE ' cgroup2? ' /proc/self/mounts; then
+    mkdir -p /sys/fs/cgroup
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup || true # the daemon's own words below say more
+  fi
+  setsid dockerd --bridge=none --iptables=false --ip6tables=false --ip-forward=false \
+    >"$docker_log" 2>&1 </dev/null &
+  docker_pid=$!
+  for ((i = 0; i < 120; i++)); do
+    if docker_answers; then
+      docker info --format 'Docker {{.ServerVersion}}, {{.Driver}} on {{.DockerRootDir}}, cgroup v{{.CgroupVersion}}'
+      return
+    fi
+    kill -0 "$docker_pid" 2>/dev/null || break
+    sleep 0.5
+  done
+  echo "The Docker daemon could not be started here. The end of its log:" >&2
+  tail -n 20 "$docker_log" >&2
+  echo "It needs root with CAP_SYS_ADMIN and control groups: in a container, --privileged." >&2
+  return 1
+}
+
+docker_stop() {
+  [[ -n $docker_pid ]] || return 0
+  kill "$docker_pid" 2>/dev/null || true
+  wait "$docker_pid" 2>/dev/null || true
+  docker_pid=
+}
