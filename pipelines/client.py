@@ -423,6 +423,11 @@ def _first(items: list[Any] | None) -> Any:
 
 
 def _run(server: Server, run: Any) -> RunInfo:
+    if not getattr(run, "run_id", None):
+        raise UserError(
+            "What answers instead of KFP knows no runs (the log-in page of a proxy?). Check "
+            "--endpoint, and log in again."
+        )
     details = run.run_details.task_details if run.run_details else None
     tasks = []
     for task in details or []:

@@ -4,8 +4,9 @@
 generated API. Its own waiting and error handling are not: it dies of any passing error, waits for
 ever on a cancelled run, and prints links on standard output.
 
-Reads are repeated over passing errors (connections, 401, 408, 429, 5xx). A create whose answer was
-lost cannot be repeated blindly, so `created_once` looks for the object by its unique name first.
+Reads are repeated over passing errors (connections, silence, 401, 408, 429, 5xx). A create whose
+answer was lost cannot be repeated blindly, so `created_once` looks for the object by its unique
+name first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
+import math
 import os
 import time
 import warnings
@@ -22,7 +25,11 @@ from typing import Any, TypeVar
 from components.lib.contract import Frozen, UserError
 
 Answer = TypeVar("Answer")
+log = logging.getLogger("cosmos")
 _PASSING = frozenset({401, 408, 429, 500, 502, 503, 504})
+# At first contact a wrong address is likelier than an outage; later it is the other way round.
+_CONNECT_S = 10.0
+_UNAUTHORIZED_S = 10.0
 TOKEN_VARIABLE = "KFP_EXISTING_TOKEN"  # noqa: S105 - the name of a variable, as of kfp's own CLI
 
 
@@ -39,6 +46,7 @@ class Connection(Frozen):
     kube_context: str | None = None
     patience_s: float = 300.0
     pause_s: float = 1.0
+    timeout_s: float = 60.0
 
 
 class Server:
@@ -46,12 +54,14 @@ class Server:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.api = _client(connection)
+        self.api: Any = None
+        self.api = self.call("Connecting to KFP", lambda: _client(connection), _CONNECT_S)
 
     @property
     def namespace(self) -> str | None:
         """Namespace of runs on a multi-user KFP; None on a single-user one."""
-        return self.connection.namespace or self.api.get_user_namespace() or None
+        own = self.api.get_user_namespace() if self.api is not None else None
+        return self.connection.namespace or own or None
 
     def run_url(self, run_id: str) -> str:
         """Page of a run in the KFP UI."""
@@ -61,24 +71,32 @@ class Server:
         """Page of a recurring run in the KFP UI."""
         return f"{self.api._get_url_prefix()}/#/recurringrun/details/{recurring_run_id}"
 
-    def call(self, what: str, function: Callable[[], Answer]) -> Answer:
+    def call(
+        self, what: str, function: Callable[[], Answer], patience_s: float = math.inf
+    ) -> Answer:
         """A call that may be repeated. Raises UserError, which begins with ``what``."""
-        started, pause = time.monotonic(), self.connection.pause_s
+        started, pause, said = time.monotonic(), self.connection.pause_s, ""
         while True:
             try:
                 with _silence():
                     return function()
             except _passing_errors() as error:
                 status, problem = _describe(error)
-                waited = time.monotonic() - started
-                if (status and status not in _PASSING) or waited > self.connection.patience_s:
-                    raise UserError(self._sentence(what, status, problem)) from error
-                if status == 401 and waited > min(self.connection.patience_s, 10.0):
-                    raise UserError(self._sentence(what, status, problem)) from error
-                time.sleep(pause)
-                pause = min(pause * 2, 30.0)
+                limit = min(self.connection.patience_s, patience_s)
                 if status == 401:
-                    self.api = _client(self.connection)
+                    limit = min(limit, _UNAUTHORIZED_S)
+                waited = time.monotonic() - started
+                if (status and status not in _PASSING) or waited > limit:
+                    raise UserError(self._sentence(what, status, problem)) from error
+                if problem != said:
+                    log.warning("%s: %s; trying again", what, problem)
+                    said = problem
+                time.sleep(min(max(pause, _retry_after(error)), max(limit - waited, 0.05)))
+                pause = min(pause * 2, 30.0)
+                if status == 401 and self.api is not None:
+                    # Credentials may have been renewed meanwhile; if not, the next round says so.
+                    with contextlib.suppress(UserError, *_passing_errors()), _silence():
+                        self.api = _client(self.connection)
 
     def created_once(
         self, what: str, create: Callable[[], Answer], find: Callable[[], Answer | None]
@@ -95,7 +113,8 @@ class Server:
         return found if found is not None else self.call(what, create)
 
     def _sentence(self, what: str, status: int, problem: str) -> str:
-        host = self.api._existing_config.host
+        given = self.connection.endpoint or os.environ.get("KFP_ENDPOINT")
+        host = self.api._existing_config.host if self.api else given or "its default address"
         hints = {
             0: f"Is KFP reachable at {host}? Set KF_PIPELINES_ENDPOINT or --endpoint.",
             401: f"KFP at {host} does not know you. Set {TOKEN_VARIABLE} or log in again.",
@@ -107,21 +126,15 @@ class Server:
 
 def _client(connection: Connection) -> Any:
     endpoint = connection.endpoint or os.environ.get("KFP_ENDPOINT")
-    with _silence(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            client = _client_class()(
-                host=endpoint,
-                namespace=connection.namespace or os.environ.get("KFP_NAMESPACE") or "kubeflow",
-                existing_token=os.environ.get(TOKEN_VARIABLE),
-                kube_context=connection.kube_context,
-            )
-        except _passing_errors() as error:
-            status, problem = _describe(error)
-            raise UserError(
-                f"Connecting to KFP at {endpoint or 'its default address'}: {problem} ({status}). "
-                "Set KF_PIPELINES_ENDPOINT or --endpoint."
-            ) from error
+        client = _client_class()(
+            host=endpoint,
+            namespace=connection.namespace or os.environ.get("KFP_NAMESPACE") or "kubeflow",
+            existing_token=os.environ.get(TOKEN_VARIABLE),
+            kube_context=connection.kube_context,
+        )
+    _limit(client, connection.timeout_s)
     host = client._existing_config.host
     if not endpoint and "localhost" in host and "KF_PIPELINES_ENDPOINT" not in os.environ:
         raise UserError(
@@ -144,6 +157,25 @@ def _client_class() -> type[Any]:
     return Client
 
 
+def _limit(client: Any, timeout_s: float) -> None:
+    """Give every call of a client a timeout: by itself it waits for ever on a dead connection."""
+    from kfp_server_api.exceptions import ApiException
+
+    shared = client._run_api.api_client  # all services of a client use this one
+    original = shared.request
+
+    def request(*arguments: Any, **options: Any) -> Any:
+        # As a pair: a float alone is ignored.
+        options["_request_timeout"] = options.get("_request_timeout") or (timeout_s, timeout_s)
+        try:
+            return original(*arguments, **options)
+        except ApiException as error:
+            error.body = error.body or b""  # its caller decodes it, even where there is none
+            raise
+
+    shared.request = request
+
+
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """The client prints links that `submit` prints better."""
@@ -162,7 +194,7 @@ def _describe(error: Exception) -> tuple[int, str]:
     """HTTP status (0: none) and the server's own sentence."""
     status = int(getattr(error, "status", None) or 0)
     if not status:
-        return 0, f"{type(error).__name__}: {error}"
+        return 0, str(getattr(error, "reason", None) or error)
     body = getattr(error, "body", None)
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
     try:
@@ -171,3 +203,10 @@ def _describe(error: Exception) -> tuple[int, str]:
     except (ValueError, AttributeError):
         pass
     return status, f"KFP answers {status}: {text.strip()[:500] or getattr(error, 'reason', '')}"
+
+
+def _retry_after(error: Exception) -> float:
+    """Seconds that the server asks to wait."""
+    headers = getattr(error, "headers", None) or {}
+    text = str(headers.get("Retry-After", ""))
+    return float(text) if text.isdigit() else 0.0

@@ -18,6 +18,7 @@ SECRET_VARIABLES = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
     "WANDB_API_KEY",
+    "KFP_EXISTING_TOKEN",
 )
 _SHORTEST = 6  # blanking shorter values would eat ordinary words
 

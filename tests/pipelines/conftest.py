@@ -97,6 +97,8 @@ class FakeKfp:
         self.faults: list[Any] = []
         self.requests: list[tuple[str, str]] = []
         self.violations: list[str] = []
+        self.headers: dict[str, str] = {}  # of refusals
+        self.closing = threading.Event()
         self.lock = threading.Lock()
         self.count = 0
 
@@ -249,10 +251,13 @@ class Handler(BaseHTTPRequestHandler):
                 raise fault
             self.send(200, answer)
         except Refusal as refusal:
-            if refusal.status == "drop":
+            if refusal.status == "hang":  # a connection that is open and dead
+                fake.closing.wait(600)
+            if refusal.status in ("drop", "hang"):
                 self.close_connection = True
             else:
-                self.send(refusal.status, {"error": refusal.message, "message": refusal.message})
+                body = {"error": refusal.message, "message": refusal.message}
+                self.send(refusal.status, body, fake.headers)
 
     def fault(self, after: Any) -> Any:
         for fault in self.fake.faults:
@@ -288,11 +293,13 @@ class Handler(BaseHTTPRequestHandler):
             ]
         return answer
 
-    def send(self, status: Any, body: Any) -> None:
+    def send(self, status: Any, body: Any, headers: Any = ()) -> None:
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        for key, value in dict(headers).items():
+            self.send_header(key, value)
         self.end_headers()
         self.wfile.write(data)
 
@@ -311,6 +318,7 @@ def kfp_server(monkeypatch: Any, tmp_path: Any) -> Iterator[FakeKfp]:
     for name in ("KFP_ENDPOINT", "KFP_NAMESPACE", "KFP_EXISTING_TOKEN", "KUBECONFIG"):
         monkeypatch.delenv(name, raising=False)
     yield fake
+    fake.closing.set()
     server.shutdown()
     server.server_close()
     assert fake.violations == []
@@ -338,7 +346,7 @@ def compiled_once() -> Iterator[None]:
 
 @pytest.fixture
 def server(kfp_server: Any) -> Any:
-    return Server(Connection(patience_s=5, pause_s=0.01))
+    return Server(Connection(patience_s=5, pause_s=0.01, timeout_s=0.5))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from components.lib.contract import UserError
 from pipelines import client
 
-from .test_submit import VIDEOS, invoke
+from .test_submit import PASSING, VIDEOS, invoke
 
 
 def test_a_schedule_runs_one_at_a_time_and_does_not_catch_up(kfp_server: Any, server: Any) -> None:
@@ -32,6 +32,33 @@ def test_a_lost_answer_makes_no_second_schedule(kfp_server: Any, server: Any) ->
     kfp_server.fail("POST", "/recurringruns", 504, after=True)
     client.create_schedule(server, "nightly", "tokenizer", "0 2 * * *", VIDEOS)
     assert len(kfp_server.schedules) == 1
+
+
+@pytest.mark.parametrize("status", PASSING)
+def test_passing_errors_pass(kfp_server: Any, server: Any, status: Any) -> None:
+    kfp_server.fail("GET", "/recurringruns", status)
+    made = client.create_schedule(server, "nightly", "tokenizer", "0 2 * * *", VIDEOS)
+    stored = kfp_server.schedules[made.schedule_id]
+    kfp_server.fail("POST", ":disable", status)
+    client.pause_schedule(server, "nightly")
+    assert stored["status"] == "DISABLED"
+    kfp_server.fail("POST", ":enable", status)
+    client.resume_schedule(server, "nightly")
+    assert stored["status"] == "ENABLED"
+    kfp_server.fail("DELETE", "/recurringruns", status)
+    client.delete_schedule(server, "nightly")
+    assert kfp_server.schedules == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(403, "You may not do that in namespace"), (404, "Check the name"), (410, "answers 410")],
+)
+def test_refusals_say_what_was_asked(kfp_server: Any, server: Any, status: Any, words: Any) -> None:
+    client.create_schedule(server, "nightly", "tokenizer", "0 2 * * *", VIDEOS)
+    kfp_server.fail("POST", ":disable", status)
+    with pytest.raises(UserError, match=f"Pausing 'nightly'.*{words}"):
+        client.pause_schedule(server, "nightly")
 
 
 def test_many_schedules_are_all_listed(kfp_server: Any, server: Any) -> None:

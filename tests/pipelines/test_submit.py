@@ -76,16 +76,62 @@ def test_mistakes_are_refused_before_anything_is_sent(
     assert len(kfp_server.requests) == before
 
 
-@pytest.mark.parametrize("status", [401, 429, 500, 503, "drop"])
+PASSING = [401, 408, 429, 500, 502, 503, 504, "drop", "hang"]
+
+
+@pytest.mark.parametrize("status", PASSING)
 def test_passing_errors_pass(kfp_server: Any, server: Any, status: Any) -> None:
     for method, path in (("GET", "/pipelines"), ("GET", "/experiments"), ("GET", "/versions")):
         kfp_server.fail(method, path, status)
     run = client.submit(server, "tokenizer", VIDEOS)
     kfp_server.fail("GET", f"/runs/{run.run_id}", status, times=2)
     assert client.run_info(server, run.run_id).state == "PENDING"
+    kfp_server.fail("POST", ":terminate", status, times=2)
+    client.cancel(server, run.run_id)
+    assert client.run_info(server, run.run_id).state == "CANCELED"
 
 
-@pytest.mark.parametrize("status", [500, 504, "drop"])
+@pytest.mark.parametrize("status", [503, "drop"])
+def test_credentials_are_renewed_through_an_outage(
+    kfp_server: Any, server: Any, monkeypatch: Any, status: Any
+) -> None:
+    """A 401 opens a new connection; that this fails too is not the end."""
+    run = client.submit(server, "tokenizer", VIDEOS)
+    kfp_server.token = "renewed"
+    monkeypatch.setenv("KFP_EXISTING_TOKEN", "renewed")
+    kfp_server.fail("GET", "/healthz", status, times=2)
+    assert client.run_info(server, run.run_id).state == "PENDING"
+
+
+@pytest.mark.parametrize("status", [503, "drop"])
+def test_the_first_contact_is_tried_again(kfp_server: Any, status: Any) -> None:
+    kfp_server.fail("GET", "/healthz", status, times=2)
+    assert client.list_runs(Server(Connection(patience_s=5, pause_s=0.01))) == []
+
+
+def test_the_server_s_wish_to_wait_is_respected(
+    kfp_server: Any, server: Any, monkeypatch: Any
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("pipelines.connection.time.sleep", pauses.append)
+    server.connection = server.connection.model_copy(update={"patience_s": 60.0})
+    kfp_server.headers = {"Retry-After": "7"}
+    kfp_server.fail("GET", "/runs", 429)
+    client.list_runs(server)
+    assert pauses == [7.0]
+
+
+@pytest.mark.parametrize("path", ["/pipelines$", "/upload_version"])
+def test_what_someone_else_created_meanwhile_is_used(
+    kfp_server: Any, server: Any, path: Any
+) -> None:
+    """Two submits at once: the slower one's create is a 409."""
+    kfp_server.fail("POST", path, 409, after=True)
+    client.submit(server, "tokenizer", VIDEOS)
+    assert len(kfp_server.runs) == len(kfp_server.versions) == len(kfp_server.pipelines) == 1
+
+
+@pytest.mark.parametrize("status", [500, 504, "drop", "hang"])
 def test_a_lost_answer_starts_no_second_run(kfp_server: Any, server: Any, status: Any) -> None:
     kfp_server.fail("POST", "/runs", status, after=True)
     run = client.submit(server, "tokenizer", VIDEOS)
@@ -105,6 +151,9 @@ def test_a_refused_connection_is_tried_again(kfp_server: Any, server: Any, path:
         (401, "does not know you. Set KFP_EXISTING_TOKEN"),
         (403, "You may not do that in namespace"),
         (404, "Check the name or id"),
+        (410, "Starting a run of 'tokenizer': KFP answers 410: trouble"),
+        (429, "Starting a run of 'tokenizer': KFP answers 429: trouble"),
+        (503, "Starting a run of 'tokenizer': KFP answers 503: trouble"),
         (400, "Starting a run of 'tokenizer': KFP answers 400: trouble"),
     ],
 )
