@@ -1,4 +1,4 @@
-"""Schemas of Kubernetes 1.28 to 1.34, and a reader of the kustomize tree."""
+"""Schemas of Kubernetes 1.28 to 1.34, and the documents of the kustomize tree."""
 
 import gzip
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+
+from .kustomize import build, read
 
 DATA = Path(__file__).parents[1] / "data"
 ROOT = Path(__file__).parents[2] / "manifests"
@@ -72,20 +73,6 @@ class Schemas:
                 yield f"{where} must be int, not {value!r}"
 
 
-def read(path: Any) -> Any:
-    return [document for document in yaml.safe_load_all(path.read_text()) if document]
-
-
-def collect(folder: Any) -> Any:
-    """All resources that a kustomization reaches, before its patches."""
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    documents = []
-    for name in [*kustomization.get("resources", []), *kustomization.get("components", [])]:
-        target = (folder / name).resolve()
-        documents += collect(target) if target.is_dir() else read(target)
-    return documents
-
-
 def pod_templates(documents: Any) -> Any:
     """(name, pod spec) of everything that starts pods."""
     for document in documents:
@@ -119,4 +106,4 @@ def crds() -> Any:
 
 @pytest.fixture(params=["single-node", "production"])
 def overlay(request: Any) -> Any:
-    return collect(ROOT / "overlays" / request.param)
+    return build(ROOT / "overlays" / request.param)

@@ -13,7 +13,8 @@ from components.training.launch.interface import LaunchRequest
 from components.training.launch.pods import pod_spec
 from components.training.launch.trainjob import TrainJob
 
-from .conftest import QUANTITY, ROOT, collect, pod_templates
+from .conftest import QUANTITY, ROOT, pod_templates
+from .kustomize import build
 
 VERSIONS = [f"1.{minor}" for minor in range(28, 35)]
 FOREIGN = ("trainer.kubeflow.org/", "kueue.x-k8s.io/")
@@ -240,16 +241,24 @@ def test_every_file_belongs_to_a_kustomization() -> None:
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 @pytest.mark.parametrize("name", ["single-node", "production"])
-def test_kustomize_builds_what_the_tree_says(name: Any, schemas: Any) -> None:
+def test_kubectl_builds_the_same(name: str) -> None:
     folder = ROOT / "overlays" / name
     built = subprocess.run(
-        ["kubectl", "kustomize", folder], capture_output=True, text=True, check=True
+        ["kubectl", "kustomize", folder], capture_output=True, text=True, check=False
     )
-    documents = list(yaml.safe_load_all(built.stdout))
+    if "unknown field" in built.stderr:
+        pytest.skip("this kubectl is older than kustomize's components (1.21)")
+    assert built.returncode == 0, built.stderr
     key = lambda document: (document["kind"], document["metadata"]["name"])  # noqa: E731
-    assert sorted(map(key, documents)) == sorted(map(key, collect(folder)))
-    for document in documents:
+    theirs = sorted(yaml.safe_load_all(built.stdout), key=key)
+    assert sorted(build(folder), key=key) == theirs
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_applied_fits_the_version(schemas: Any, overlay: Any, version: Any) -> None:
+    """The built overlays: patches may break what the files had right."""
+    for document in overlay:
         if in_kubernetes(document):
-            assert schemas.problems("1.34", document) == []
+            assert schemas.problems(version, document) == []
         if document["kind"] == "RoleBinding":
             assert document["subjects"][0]["namespace"] == "cosmos"
