@@ -29,6 +29,7 @@ from components.lib.manifest import MANIFEST_NAME, FileEntry, Kind, Manifest
 from components.lib.store import ObjectStore
 
 from ..images.building import build
+from ..manifests.kustomize import build as kustomize
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "cosmos"
@@ -61,10 +62,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="KUBECONFIG names no cluster"))
 
 
+def find_kubectl() -> str:
+    """The one on the PATH, else the one that a test cluster brings beside its KUBECONFIG."""
+    beside = Path(os.environ["KUBECONFIG"]).parent.parent / "bin" / "kubectl"
+    found = shutil.which("kubectl") or (str(beside) if beside.is_file() else None)
+    if found is None:
+        raise pytest.UsageError("The cluster tests need kubectl on the PATH.")
+    return found
+
+
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
-    """Output of kubectl. Raises CalledProcessError with its words."""
+    """Output of kubectl. Fails with its words."""
     done = subprocess.run(
-        ["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False
+        [find_kubectl(), *arguments], input=stdin, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -73,10 +83,9 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
 @pytest.fixture(scope="session")
 def applied() -> Iterator[None]:
     """The manifests of the single-node overlay, without the store's pod, and a loose quota."""
-    built = kubectl("kustomize", str(ROOT / "manifests" / "overlays" / "single-node"))
     documents = [
         document
-        for document in yaml.safe_load_all(built)
+        for document in kustomize(ROOT / "manifests" / "overlays" / "single-node")
         if document["kind"] not in ("StatefulSet", "Service", "Job")
     ]
     for _ in range(2):  # a second time changes nothing
@@ -318,7 +327,3 @@ def load_module(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-if shutil.which("kubectl") is None and "KUBECONFIG" in os.environ:
-    raise pytest.UsageError("The cluster tests need kubectl on the PATH.")

@@ -28,6 +28,8 @@ _TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _NAMESPACE = _TOKEN.with_name("namespace")
 _PASSING = frozenset({401, 408, 410, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE = 30.0
+# How servers say that a resource is not installed; a missing object is told in other words.
+_NO_SUCH_KIND = ("404 page not found", "could not find the requested resource")
 
 
 class ApiError(UserError):
@@ -296,7 +298,7 @@ def refusal(method: str, path: str, status: int, problem: str, namespace: str) -
             f"Kubernetes refuses {what}: {problem}. Give the step's ServiceAccount the Role "
             f"'cosmos-launcher' (manifests/base) in namespace '{namespace}'."
         )
-    if status == 404 and "could not find the requested resource" in problem:
+    if status == 404 and any(words in problem for words in _NO_SUCH_KIND):
         kind = path.split("/")[-2 if method != "POST" else -1]
         return (
             f"This cluster knows no '{kind}' ({what}). Install the operator that brings the CRD "

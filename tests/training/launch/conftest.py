@@ -22,6 +22,11 @@ from components.training.launch.interface import LaunchRequest
 from components.training.launch.job import Timing
 from components.training.launch.kube import Cluster
 
+REASONS = {
+    400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound",
+    409: "AlreadyExists", 422: "Invalid",
+}  # fmt: skip
+LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 DATA = Path(__file__).parents[2] / "data"
 NAMESPACE = "team-a"
 
@@ -167,22 +172,29 @@ class FakeKubernetes:
 
     def collection(self, plural: Any) -> None:
         if plural not in self.installed:
-            raise Refusal(404, "the server could not find the requested resource")
+            raise Refusal(404, None)
 
     def create(self, plural: Any, body: Any) -> Any:
         self.collection(plural)
         crd = self.crds[plural]
         if body.get("apiVersion") != f"{crd['group']}/{crd['version']}":
-            raise Refusal(400, "the API version in the data does not match")
+            raise Refusal(
+                400,
+                f"the API version in the data ({body.get('apiVersion')}) does not match the "
+                f"expected API version ({crd['group']}/{crd['version']})",
+            )
         problems = [error.message for error in crd["validator"].iter_errors(body)]
         if problems:
             raise Refusal(422, f"{plural} is invalid: {'; '.join(problems)}")
         name = body["metadata"]["name"]
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name):
             raise Refusal(422, f"metadata.name: Invalid value: {name}")
+        for value in body["metadata"].get("labels", {}).values():
+            if not LABEL.fullmatch(value) or len(value) > 63:
+                raise Refusal(422, f"metadata.labels: Invalid value: {value}")
         with self.changed:
             if (plural, name) in self.jobs:
-                raise Refusal(409, f'{plural} "{name}" already exists')
+                raise Refusal(409, f'{plural}.{crd["group"]} "{name}" already exists')
             self.version += 1
             body["metadata"].update(uid=f"uid-{self.version}", namespace=NAMESPACE)
             self.jobs[plural, name] = body
@@ -194,7 +206,7 @@ class FakeKubernetes:
     def get(self, plural: Any, name: Any) -> Any:
         self.collection(plural)
         if (plural, name) not in self.jobs:
-            raise Refusal(404, f'{plural}.kubeflow.org "{name}" not found')
+            raise Refusal(404, f'{plural}.{self.crds[plural]["group"]} "{name}" not found')
         return self.jobs[plural, name]
 
     def delete(self, plural: Any, name: Any) -> Any:
@@ -203,7 +215,7 @@ class FakeKubernetes:
             self.jobs.pop((plural, name))
             self.pods.clear()
             self.changed.notify_all()
-        return {"status": "Success"}
+        return {"kind": "Status", "status": "Success"}
 
     def patch(self, plural: Any, name: Any, body: Any) -> Any:
         job = self.get(plural, name)
@@ -247,11 +259,13 @@ class Handler(BaseHTTPRequestHandler):
             parts = split.path.strip("/").split("/")
             rest = parts[parts.index(NAMESPACE) + 1 :] if NAMESPACE in parts else []
             if not rest:
-                raise Refusal(404, "the server could not find the requested resource")
+                raise Refusal(404, None)
             if parts[0] == "api":
                 self.core(rest, query)
             elif query.get("watch"):
                 self.watch(rest[0], query)
+            elif method == "GET" and len(rest) == 1:
+                raise Refusal(403, f"{rest[0]} is forbidden: no right to list")
             elif method == "POST":
                 self.send(201, fake.create(rest[0], body))
             elif method == "PATCH":
@@ -261,8 +275,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.send(200, fake.get(rest[0], rest[1]))
         except Refusal as refusal:
-            status = {"kind": "Status", "message": refusal.message, "code": refusal.status}
-            self.send(refusal.status, status, refusal.headers)
+            self.refuse(refusal)
         except ConnectionAbortedError:
             self.close_connection = True
 
@@ -298,14 +311,15 @@ class Handler(BaseHTTPRequestHandler):
         elif rest[0] == "events":
             self.send(200, {"items": fake.events})
         else:
-            raise Refusal(404, "the server could not find the requested resource")
+            raise Refusal(404, None)
 
     def watch(self, plural: Any, query: Any) -> None:
         fake = self.fake
         self.begin_stream()
-        if fake.watch_errors:  # the resource version is too old: told within the stream
-            fake.watch_errors -= 1
-            gone = {"kind": "Status", "code": 410, "reason": "Expired"}
+        if fake.watch_errors or query["resourceVersion"] == "1":
+            # The version is too old, which is told within the stream.
+            fake.watch_errors = max(fake.watch_errors - 1, 0)
+            gone = {"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired"}
             self.chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
             self.chunk(b"")
             return
@@ -350,6 +364,16 @@ class Handler(BaseHTTPRequestHandler):
                 fake.changed.wait(0.05)
         self.chunk(b"")
 
+    def refuse(self, refusal: Refusal) -> None:
+        if refusal.message is None:  # no such resource: not even a Status
+            self.send(404, "404 page not found\n")
+            return
+        status = {
+            "kind": "Status", "status": "Failure", "message": refusal.message,
+            "reason": REASONS.get(refusal.status), "code": refusal.status,
+        }  # fmt: skip
+        self.send(refusal.status, status, refusal.headers)
+
     def page(self) -> None:
         """What a proxy in between may answer: success, but not Kubernetes."""
         data = b"<html>Please log in</html>"
@@ -369,9 +393,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def send(self, status: Any, body: Any, headers: Any = ()) -> None:
-        data = json.dumps(body).encode()
+        text = isinstance(body, str)
+        data = (body if text else json.dumps(body)).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/plain" if text else "application/json")
         self.send_header("Content-Length", str(len(data)))
         for key, value in dict(headers).items():
             self.send_header(key, value)
