@@ -11,7 +11,12 @@ from components.lib.contract import UserError
 if TYPE_CHECKING:
     from pipelines.profiles import Profile
 
-PIPELINES = {"diffusion": "pipelines.diffusion", "tokenizer": "pipelines.tokenizer"}
+PIPELINES = {
+    "diffusion": "pipelines.diffusion:build",
+    "tokenizer": "pipelines.tokenizer:build",
+    "fleet": "pipelines.fleet:build_diffusion",
+    "fleet-tokenizer": "pipelines.fleet:build_tokenizer",
+}
 COMPILED = Path(__file__).parent / "compiled"
 
 
@@ -19,7 +24,8 @@ def load(name: str, profile: Profile) -> Any:
     """The KFP pipeline object. Raises UserError for an unknown name."""
     if name not in PIPELINES:
         raise UserError(f"There is no pipeline '{name}'. There are: {', '.join(PIPELINES)}.")
-    return importlib.import_module(PIPELINES[name]).build(profile)
+    module, _, build = PIPELINES[name].partition(":")
+    return getattr(importlib.import_module(module), build)(profile)
 
 
 def tiny_preset(name: str, checkpoints: Path) -> dict[str, Any]:
@@ -28,8 +34,10 @@ def tiny_preset(name: str, checkpoints: Path) -> dict[str, Any]:
     ``checkpoints`` is what ``cosmos-pipelines make-checkpoint --preset tiny`` wrote.
     """
     root = checkpoints.resolve()
-    if name == "diffusion":
+    fleet = {"min_new_videos": 2} if name.startswith("fleet") else {}
+    if name in ("diffusion", "fleet"):
         return {
+            **fleet,
             "checkpoint": f"file://{root}/Cosmos-1.0-Diffusion-7B-Text2World",
             "tokenizer_checkpoint": f"file://{root}/Cosmos-1.0-Tokenizer-CV8x8x8",
             "text_encoder_checkpoint": f"file://{root}/t5-11b",
@@ -47,6 +55,7 @@ def tiny_preset(name: str, checkpoints: Path) -> dict[str, Any]:
             ],
         }
     return {
+        **fleet,
         "checkpoint": f"file://{root}/Cosmos-1.0-Tokenizer-CV8x8x8",
         "vgg_checkpoint": f"file://{root}/vgg16",
         "factory": "tiny_tokenizer",

@@ -61,75 +61,117 @@ def build(profile: Profile = profiles.CLUSTER) -> Any:
             storage_root=storage_root, source=checkpoint, role="dit", overrides=overrides
         ).set_display_name("fetch diffusion model")
         place(base, profile, profiles.FETCH, secrets=("huggingface",))
-        tokenizer = checkpoint_fetch(
-            storage_root=storage_root,
-            source=tokenizer_checkpoint,
-            role="tokenizer",
-            overrides=overrides,
-        ).set_display_name("fetch tokenizer")
-        place(tokenizer, profile, profiles.FETCH, secrets=("huggingface",))
-        text_encoder = checkpoint_fetch(
-            storage_root=storage_root,
-            source=text_encoder_checkpoint,
-            role="t5",
-            overrides=overrides,
-        ).set_display_name("fetch T5")
-        place(text_encoder, profile, profiles.FETCH, secrets=("huggingface",))
         found = video_discovery(
             storage_root=storage_root, source=videos, prompt=prompt, overrides=overrides
         ).set_display_name("discover videos")
         place(found, profile, profiles.DISCOVER, cached=False, secrets=("huggingface",))
-        embedded = prompt_embedding(
+        post_train(
+            profile,
+            found,
+            base,
             storage_root=storage_root,
-            videos=found.outputs["videos"],
-            checkpoint=text_encoder.outputs["checkpoint"],
-            overrides=overrides,
-        ).set_display_name("embed prompts")
-        place(embedded, profile, profiles.EMBED)
-        latents = latent_encoding(
-            storage_root=storage_root,
-            videos=found.outputs["videos"],
-            checkpoint=tokenizer.outputs["checkpoint"],
+            tokenizer_checkpoint=tokenizer_checkpoint,
+            text_encoder_checkpoint=text_encoder_checkpoint,
             frames=frames,
             height=height,
             width=width,
-            overrides=overrides,
-        ).set_display_name("encode latents")
-        place(latents, profile, profiles.ENCODE)
-        trained = training(
-            storage_root=storage_root,
             factory=factory,
             launcher=launcher,
-            checkpoint=base.outputs["checkpoint"],
-            data=latents.outputs["latents"],
-            prompts=embedded.outputs["embeddings"],
+            model_name=model_name,
             overrides=overrides,
-        ).set_display_name("train")
-        place(
-            trained,
-            profile,
-            profiles.LAUNCH,
-            secrets=("wandb",),
-            environment={"COSMOS_TRAIN_IMAGE": images.TRAIN},
         )
-        judged = evaluation(
-            storage_root=storage_root,
-            model_name=model_name,
-            training=trained.outputs["run"],
-            checkpoint=base.outputs["checkpoint"],
-            data=latents.outputs["latents"],
-            prompts=embedded.outputs["embeddings"],
-            overrides=overrides,
-        ).set_display_name("evaluate")
-        # it also measures the model in production, which another run may have changed
-        place(judged, profile, profiles.EVALUATE, cached=False)
-        decided = promotion(
-            storage_root=storage_root,
-            model_name=model_name,
-            training=trained.outputs["run"],
-            evaluation=judged.outputs["evaluated"],
-            overrides=overrides,
-        ).set_display_name("promote")
-        place(decided, profile, profiles.PROMOTE, cached=False)
 
     return diffusion_post_training
+
+
+def post_train(
+    profile: Profile,
+    found: dsl.PipelineTask,
+    base: dsl.PipelineTask,
+    *,
+    storage_root: Any,
+    tokenizer_checkpoint: Any,
+    text_encoder_checkpoint: Any,
+    frames: Any,
+    height: Any,
+    width: Any,
+    factory: Any,
+    launcher: Any,
+    model_name: Any,
+    overrides: Any,
+    cached: bool = True,
+    ledger: Any = None,
+) -> None:
+    """The tasks from discovered videos and a model to start from up to promotion.
+
+    ``ledger`` names the ledger that the videos of a promoted model are entered in.
+    """
+    entered = {"videos": found.outputs["videos"], "ledger": ledger} if ledger is not None else {}
+    tokenizer = checkpoint_fetch(
+        storage_root=storage_root,
+        source=tokenizer_checkpoint,
+        role="tokenizer",
+        overrides=overrides,
+    ).set_display_name("fetch tokenizer")
+    place(tokenizer, profile, profiles.FETCH, cached=cached, secrets=("huggingface",))
+    text_encoder = checkpoint_fetch(
+        storage_root=storage_root,
+        source=text_encoder_checkpoint,
+        role="t5",
+        overrides=overrides,
+    ).set_display_name("fetch T5")
+    place(text_encoder, profile, profiles.FETCH, cached=cached, secrets=("huggingface",))
+    embedded = prompt_embedding(
+        storage_root=storage_root,
+        videos=found.outputs["videos"],
+        checkpoint=text_encoder.outputs["checkpoint"],
+        overrides=overrides,
+    ).set_display_name("embed prompts")
+    place(embedded, profile, profiles.EMBED, cached=cached)
+    latents = latent_encoding(
+        storage_root=storage_root,
+        videos=found.outputs["videos"],
+        checkpoint=tokenizer.outputs["checkpoint"],
+        frames=frames,
+        height=height,
+        width=width,
+        overrides=overrides,
+    ).set_display_name("encode latents")
+    place(latents, profile, profiles.ENCODE, cached=cached)
+    trained = training(
+        storage_root=storage_root,
+        factory=factory,
+        launcher=launcher,
+        checkpoint=base.outputs["checkpoint"],
+        data=latents.outputs["latents"],
+        prompts=embedded.outputs["embeddings"],
+        overrides=overrides,
+    ).set_display_name("train")
+    place(
+        trained,
+        profile,
+        profiles.LAUNCH,
+        cached=cached,
+        secrets=("wandb",),
+        environment={"COSMOS_TRAIN_IMAGE": images.TRAIN},
+    )
+    judged = evaluation(
+        storage_root=storage_root,
+        model_name=model_name,
+        training=trained.outputs["run"],
+        checkpoint=base.outputs["checkpoint"],
+        data=latents.outputs["latents"],
+        prompts=embedded.outputs["embeddings"],
+        overrides=overrides,
+    ).set_display_name("evaluate")
+    # it also measures the model in production, which another run may have changed
+    place(judged, profile, profiles.EVALUATE, cached=False)
+    decided = promotion(
+        storage_root=storage_root,
+        model_name=model_name,
+        training=trained.outputs["run"],
+        evaluation=judged.outputs["evaluated"],
+        overrides=overrides,
+        **entered,
+    ).set_display_name("promote")
+    place(decided, profile, profiles.PROMOTE, cached=False)

@@ -27,6 +27,7 @@ from components.lib.contract import Frozen, UserError
 from components.lib.logs import LINE_MARK
 from components.lib.overrides import check_overrides
 from components.lib.progress import TTY_VARIABLE
+from components.lib.run_notes import RUN_VARIABLE
 from components.lib.task import ERROR_FILE_VARIABLE, JOURNAL_VARIABLE, PARENT_VARIABLE
 
 
@@ -141,6 +142,7 @@ def run_local(
         JOURNAL_VARIABLE: str(journal),
         ERROR_FILE_VARIABLE: str(sentence),
         PARENT_VARIABLE: str(os.getpid()),
+        RUN_VARIABLE: stem,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
         # threads that spin while they wait are nine times slower when the cores are shared
@@ -155,9 +157,11 @@ def run_local(
         StageRecord.model_validate(json.loads(line))
         for line in (journal.read_text().splitlines() if journal.exists() else [])
     )
+    reports = _copy_reports(records, workspace / "reports", name, store_env)
     if failed:
         if sentence.exists():
-            raise UserError(sentence.read_text())
+            where = f" Report: {reports[-1].resolve()}" if reports else ""
+            raise UserError(sentence.read_text() + where)
         tail = "\n".join(log.read_text().splitlines()[-15:])
         raise UserError(f"The pipeline '{name}' failed. The whole log is {log}; it ends:\n{tail}")
     return LocalRun(
@@ -165,7 +169,7 @@ def run_local(
         stages=records,
         log=log,
         seconds=time.monotonic() - started,
-        reports=_copy_reports(records, workspace / "reports", name, store_env),
+        reports=reports,
     )
 
 
@@ -206,7 +210,8 @@ def _copy_reports(
         manifest = load_manifest(record.manifest, store)
         folder.mkdir(parents=True, exist_ok=True)
         entry = manifest.entry("report.html")
-        target = folder / f"{name}.html"
+        stem = f"{name}-run" if record.stage == "run_report" else name
+        target = folder / f"{stem}.html"
         store.get_file(manifest.file_uri("report.html"), target, sha256=entry.sha256)
         copies.append(target)
     return tuple(copies)

@@ -50,51 +50,85 @@ def build(profile: Profile = profiles.CLUSTER) -> Any:
             storage_root=storage_root, source=checkpoint, role="tokenizer", overrides=overrides
         ).set_display_name("fetch tokenizer")
         place(base, profile, profiles.FETCH, secrets=("huggingface",))
-        vgg = checkpoint_fetch(
-            storage_root=storage_root, source=vgg_checkpoint, role="vgg16", overrides=overrides
-        ).set_display_name("fetch VGG16")
-        place(vgg, profile, profiles.FETCH, secrets=("huggingface",))
         found = video_discovery(
             storage_root=storage_root, source=videos, prompt="", overrides=overrides
         ).set_display_name("discover videos")
         place(found, profile, profiles.DISCOVER, cached=False, secrets=("huggingface",))
-        shards = tar_sharding(
-            storage_root=storage_root, videos=found.outputs["videos"], overrides=overrides
-        ).set_display_name("shard videos")
-        place(shards, profile, profiles.SHARD)
-        trained = training(
+        post_train(
+            profile,
+            found,
+            base,
             storage_root=storage_root,
+            vgg_checkpoint=vgg_checkpoint,
             factory=factory,
             launcher=launcher,
-            checkpoint=base.outputs["checkpoint"],
-            vgg=vgg.outputs["checkpoint"],
-            data=shards.outputs["dataset"],
+            model_name=model_name,
             overrides=overrides,
-        ).set_display_name("train")
-        place(
-            trained,
-            profile,
-            profiles.LAUNCH,
-            secrets=("wandb",),
-            environment={"COSMOS_TRAIN_IMAGE": images.TRAIN},
         )
-        judged = evaluation(
-            storage_root=storage_root,
-            model_name=model_name,
-            training=trained.outputs["run"],
-            checkpoint=base.outputs["checkpoint"],
-            data=shards.outputs["dataset"],
-            overrides=overrides,
-        ).set_display_name("evaluate")
-        # it also measures the model in production, which another run may have changed
-        place(judged, profile, profiles.EVALUATE, cached=False)
-        decided = promotion(
-            storage_root=storage_root,
-            model_name=model_name,
-            training=trained.outputs["run"],
-            evaluation=judged.outputs["evaluated"],
-            overrides=overrides,
-        ).set_display_name("promote")
-        place(decided, profile, profiles.PROMOTE, cached=False)
 
     return tokenizer_post_training
+
+
+def post_train(
+    profile: Profile,
+    found: dsl.PipelineTask,
+    base: dsl.PipelineTask,
+    *,
+    storage_root: Any,
+    vgg_checkpoint: Any,
+    factory: Any,
+    launcher: Any,
+    model_name: Any,
+    overrides: Any,
+    cached: bool = True,
+    ledger: Any = None,
+) -> None:
+    """The tasks from discovered videos and a tokenizer to start from up to promotion.
+
+    ``ledger`` names the ledger that the videos of a promoted model are entered in.
+    """
+    entered = {"videos": found.outputs["videos"], "ledger": ledger} if ledger is not None else {}
+    vgg = checkpoint_fetch(
+        storage_root=storage_root, source=vgg_checkpoint, role="vgg16", overrides=overrides
+    ).set_display_name("fetch VGG16")
+    place(vgg, profile, profiles.FETCH, cached=cached, secrets=("huggingface",))
+    shards = tar_sharding(
+        storage_root=storage_root, videos=found.outputs["videos"], overrides=overrides
+    ).set_display_name("shard videos")
+    place(shards, profile, profiles.SHARD, cached=cached)
+    trained = training(
+        storage_root=storage_root,
+        factory=factory,
+        launcher=launcher,
+        checkpoint=base.outputs["checkpoint"],
+        vgg=vgg.outputs["checkpoint"],
+        data=shards.outputs["dataset"],
+        overrides=overrides,
+    ).set_display_name("train")
+    place(
+        trained,
+        profile,
+        profiles.LAUNCH,
+        cached=cached,
+        secrets=("wandb",),
+        environment={"COSMOS_TRAIN_IMAGE": images.TRAIN},
+    )
+    judged = evaluation(
+        storage_root=storage_root,
+        model_name=model_name,
+        training=trained.outputs["run"],
+        checkpoint=base.outputs["checkpoint"],
+        data=shards.outputs["dataset"],
+        overrides=overrides,
+    ).set_display_name("evaluate")
+    # it also measures the model in production, which another run may have changed
+    place(judged, profile, profiles.EVALUATE, cached=False)
+    decided = promotion(
+        storage_root=storage_root,
+        model_name=model_name,
+        training=trained.outputs["run"],
+        evaluation=judged.outputs["evaluated"],
+        overrides=overrides,
+        **entered,
+    ).set_display_name("promote")
+    place(decided, profile, profiles.PROMOTE, cached=False)

@@ -12,14 +12,20 @@ def checkpoint_fetch(
     role: str,
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    production_of: str = "",
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
-    """Fetch a checkpoint (hf://, s3:// or file://) and convert it to the canonical folder."""
+    """Fetch a checkpoint (hf://, s3:// or file://), or take a model's version in production."""
     from components.lib.task import run_task
 
     run_task(
         "checkpoint_fetch",
-        {"storage_root": storage_root, "source": source, "role": role},
+        {
+            "storage_root": storage_root,
+            "source": source,
+            "role": role,
+            "production_of": production_of,
+        },
         checkpoint,
         metrics=metrics,
         overrides=overrides,

@@ -2,8 +2,9 @@
 
 The content address covers what the source holds (commit, or digests of the needed files) and the
 choices of the config, so a second run moves nothing: with a pinned revision it does not even ask
-the hub. Conversion needs local disk for the source file (in the Hugging Face cache, or a scratch
-copy from S3) and for the converted model.
+the hub. With ``production_of`` the answer is the version that is in production, as promotion
+wrote it: nothing is copied, and its lineage comes with it. Conversion needs local disk for the
+source file (in the Hugging Face cache, or a scratch copy from S3) and for the converted model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from components.checkpoint_fetch.sources import (
 )
 from components.lib.contract import Progress, StageConfig, operational
 from components.lib.cosmos.formats.text_encoder import TextDtype
-from components.lib.manifest import Manifest, digest_json
+from components.lib.manifest import MANIFEST_NAME, Manifest, digest_json
+from components.lib.registry import Registry, models_root
 from components.lib.stage import Output, StageResult, StageSpec, execute
 from components.lib.store import ObjectStore
 
@@ -51,6 +53,12 @@ class CheckpointFetchConfig(StageConfig):
     text_dtype: TextDtype = Field(
         default="bfloat16", description="Dtype of the stored T5 encoder: bfloat16 or float32."
     )
+    production_of: str = Field(
+        default="",
+        description="Take this model's version in production; the source serves while there is "
+        "none.",
+    )
+    models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
     workers: int = operational(8, "Parallel downloads.", ge=1, le=64)
 
 
@@ -59,6 +67,10 @@ CONFIG = CheckpointFetchConfig
 
 def run(config: CheckpointFetchConfig, store: ObjectStore, progress: Progress) -> StageResult:
     """Run the stage; see the module docstring."""
+    if config.production_of:
+        found = _in_production(config, store, progress)
+        if found is not None:
+            return found
     location = parse_source(config.source)
     files: list[SourceFile] = []
     if not (location.kind == "hf" and location.pinned):
@@ -81,6 +93,20 @@ def run(config: CheckpointFetchConfig, store: ObjectStore, progress: Progress) -
         _fetch(config, location, files, store, progress, output)
 
     return execute(SPEC, config, store, progress, work, address=address)
+
+
+def _in_production(
+    config: CheckpointFetchConfig, store: ObjectStore, progress: Progress
+) -> StageResult | None:
+    root = config.models_root or models_root(config.storage_root)
+    registry = Registry(store, root, config.production_of)
+    pointer = registry.production()
+    if pointer is None:
+        progress.log(f"Nothing of {config.production_of} is in production yet: {config.source}.")
+        return None
+    manifest = registry.load(pointer.version)
+    progress.log(f"checkpoint_fetch: {config.production_of}@{pointer.version} is in production.")
+    return StageResult(manifest=manifest, manifest_uri=manifest.uri + MANIFEST_NAME, reused=True)
 
 
 def _list(

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.lib.contract import UserError
-from components.lib.manifest import FileEntry, Manifest
+from components.lib.manifest import FileEntry, Manifest, load_manifest
 from components.lib.report.pictures import pick
 from components.lib.shards.tar import iter_samples
 from components.lib.store import ObjectStore
+from components.lib.video.records import is_old, read_records
 
 if TYPE_CHECKING:
     from components.lib.shards.latents import ClipInfo
@@ -62,6 +63,17 @@ def held_out(manifest: Manifest, name: str) -> HeldOut:
     if not shards:
         raise UserError(f"{manifest.uri} holds no samples to evaluate on.")
     return HeldOut(name, manifest, held or shards, same_video=not held)
+
+
+def old_contents(data: Manifest, store: ObjectStore) -> set[str]:
+    """sha256 of the data set's videos that were trained on before (see video_discovery)."""
+    ref = data.inputs.get("videos")
+    if ref is None or store.stat(ref.uri) is None:
+        return set()
+    videos = load_manifest(ref.uri, store)
+    if not videos.summary.get("counts", {}).get("old"):
+        return set()
+    return {record.sha256 for record in read_records(videos, store) if is_old(record)}
 
 
 def samples(

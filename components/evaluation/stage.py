@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from components.evaluation.held_out import HeldOut, held_out
+from components.evaluation.held_out import HeldOut, held_out, old_contents
 from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
 from components.lib.lineage import trace
 from components.lib.manifest import Manifest, digest_json, load_manifest
@@ -153,6 +153,8 @@ def _work(
         manifests["production"] = (production, "model/")
     models = {role: _model_ref(role, *held) for role, held in manifests.items()}
     scores = _measure(family, manifests, models, sets, store, output.scratch)
+    old = old_contents(inputs["data"], store) if OLD not in scores else set()
+    _part_old(scores, old)
     evaluation = Evaluation(
         family=family.name,
         metric=family.metric,
@@ -160,7 +162,7 @@ def _work(
         models=models,
         sets=scores,
         same_video=sets[HELD_OUT].same_video,
-        notes=_notes(sets, scores),
+        notes=_notes(sets, scores, only_old=bool(old) and OLD not in scores),
         scalars=family.scalars(),
     )
     _check_finite(evaluation)
@@ -217,10 +219,31 @@ def _measure(
     return scores
 
 
+def _part_old(scores: dict[str, dict[Role, tuple[ClipScore, ...]]], old: set[str]) -> None:
+    """Make the held-out clips of older video a set of its own, when both kinds are there."""
+    held = scores[HELD_OUT]
+    parts = {
+        name: {
+            role: tuple(clip for clip in clips if (clip.sha256 in old) == (name == OLD))
+            for role, clips in held.items()
+        }
+        for name in (HELD_OUT, OLD)
+    }
+    if all(parts[name]["candidate"] for name in parts):
+        scores.update(parts)
+
+
 def _notes(
-    sets: dict[str, HeldOut], scores: dict[str, dict[Role, tuple[ClipScore, ...]]]
+    sets: dict[str, HeldOut],
+    scores: dict[str, dict[Role, tuple[ClipScore, ...]]],
+    *,
+    only_old: bool,
 ) -> tuple[str, ...]:
     notes = []
+    if only_old:
+        notes.append(
+            "New and older video could not be told apart: the held-out clips are all of one kind."
+        )
     if sets[HELD_OUT].same_video:
         notes.append(
             "Nothing was held out: all videos are of one drive, so the model is measured on video "

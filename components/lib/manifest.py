@@ -31,6 +31,7 @@ Kind = Literal[
     "training-run",
     "evaluation",
     "promotion",
+    "run-report",
 ]
 
 

@@ -6,6 +6,9 @@ KFP artifacts are duck-typed here (``.path``, ``.metadata``), so this module nee
 The local runner sets three variables: COSMOS_ERROR_FILE, where that sentence is also written;
 COSMOS_RUN_JOURNAL, which gets a line per finished stage; and COSMOS_PARENT_PID, the process
 whose death ends this one, so that a killed run leaves nothing working behind it.
+
+Where COSMOS_RUN_ID names the run, each task also leaves a note in the object store
+(`components.lib.run_notes`), from which the run report is made when the run has ended.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from typing import Any, Protocol
 
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
+from components.lib.manifest import Manifest
 from components.lib.overrides import make_config
 from components.lib.progress import default_progress
+from components.lib.run_notes import Note, run_id
 from components.lib.stage import StageResult
 from components.lib.store import ObjectStore
 
@@ -54,8 +59,8 @@ def run_task(
     html: Artifact | None = None,
     markdown: Artifact | None = None,
     overrides: Sequence[str] = (),
-) -> None:
-    """Run a stage as a KFP task: read input manifests, write the output manifest.
+) -> Manifest:
+    """Run a stage as a KFP task: read input manifests, write the output manifest, return it.
 
     ``inputs`` maps config fields to artifacts that hold manifests. ``html`` and ``markdown``
     receive the output's ``report.html`` and ``summary.md``. Exits with status 1 after a
@@ -63,11 +68,56 @@ def run_task(
     """
     configure_logging()
     _end_with_runner()
+    note = Note.begin(os.environ, str(parameters["storage_root"]), stage)
     try:
         result = _run(stage, dict(parameters), dict(inputs or {}), overrides)
     except UserError as error:
         report_error(f"{stage}: {error}")
+        note.end(error=str(error))
         sys.exit(1)
+    note.end(result)
+    _hand_over(result, output, metrics, html, markdown)
+    return result.manifest
+
+
+def run_report_task(
+    parameters: Mapping[str, str],
+    ended: str,
+    error: str,
+    *,
+    html: Artifact,
+    markdown: Artifact,
+    output: Artifact,
+) -> None:
+    """Write the report of the run that ends here; ``ended`` is KFP's word for how it ended.
+
+    ``parameters`` are storage_root and title. The sentence of a stage that failed stays the one
+    that the local runner shows.
+    """
+    from components.lib.report.run_report import write_run_report
+
+    configure_logging()
+    _end_with_runner()
+    try:
+        started = time.monotonic()
+        result = write_run_report(
+            ObjectStore.from_env(), parameters["storage_root"], parameters["title"],
+            run_id(os.environ), ended, error, default_progress(),
+        )  # fmt: skip
+        _journal("run_report", result, time.monotonic() - started)
+    except UserError as problem:
+        report_error(f"run report: {problem}")
+        sys.exit(1)
+    _hand_over(result, output, None, html, markdown)
+
+
+def _hand_over(
+    result: StageResult,
+    output: Artifact,
+    metrics: Artifact | None,
+    html: Artifact | None,
+    markdown: Artifact | None,
+) -> None:
     write_artifact(output.path, result.manifest.model_dump_json(indent=1).encode())
     output.metadata.update(
         {
@@ -87,9 +137,10 @@ def run_task(
 
 
 def report_error(sentence: str) -> None:
-    """Log a user error and leave it where the local runner looks for it."""
+    """Log a user error and leave it where the local runner looks for it: the first one stays."""
     log.error("%s", sentence)
-    if name := os.environ.get(ERROR_FILE_VARIABLE):
+    name = os.environ.get(ERROR_FILE_VARIABLE)
+    if name and not Path(name).exists():
         Path(name).write_text(sentence)
 
 

@@ -13,6 +13,8 @@ def promotion(
     evaluation: dsl.Input[dsl.Artifact],
     decision: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    videos: dsl.Input[dsl.Dataset] = None,
+    ledger: str = "",
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Register the model as a version and make it production when the gate lets it through."""
@@ -20,9 +22,9 @@ def promotion(
 
     run_task(
         "promotion",
-        {"storage_root": storage_root, "model_name": model_name},
+        {"storage_root": storage_root, "model_name": model_name, "ledger": ledger},
         decision,
-        inputs={"training": training, "evaluation": evaluation},
+        inputs={"training": training, "evaluation": evaluation, "videos": videos},
         metrics=metrics,
         overrides=overrides,
     )

@@ -9,6 +9,11 @@ long as production stays what it was; once that changes, the gate is asked anew.
 Order: gate, then version, then pointer, then ``decision.json``. A run that is killed in between is
 started again and goes on: the version's number is claimed by the digest of the weights, and a
 pointer that was moved by this very address is not moved twice.
+
+With a ledger, the videos of a promoted model are entered there, after the pointer and before
+``decision.json``: a video counts as used once a model that saw it is in production, and a run that
+is killed in between enters them when it is started again. The videos of a refused model stay new.
+They come back with the next round's, so that evidence too weak for one night adds up.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from components.lib.registry import (
 from components.lib.report.scores import FILE_NAME, Evaluation, parse_evaluation, weights_digest
 from components.lib.stage import Output, StageResult, StageSpec, execute
 from components.lib.store import ObjectStore
+from components.lib.video.ledger import commit_run
 from components.promotion.gate import GateRules, Rule, Verdict, judge
 from components.promotion.version import Candidate, register
 
@@ -45,6 +51,13 @@ class PromotionConfig(StageConfig, GateRules):
     evaluation: str = manifest_input("Manifest of its evaluation.")
     model_name: str = Field(description="Name under which versions are registered.")
     models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
+    videos: str = manifest_input("Videos that the model was trained on.", default="")
+    ledger: str = Field(
+        default="", description="Name of the ledger to enter the videos in; empty: none."
+    )
+    enter_refused: bool = Field(
+        default=False, description="Enter the videos of a refused model, too."
+    )
     force: bool = Field(
         default=False,
         description="Promote whatever the gate says. Needs a reason, which is recorded.",
@@ -55,6 +68,8 @@ class PromotionConfig(StageConfig, GateRules):
     def _reasoned(self) -> PromotionConfig:
         if self.force and not self.reason.strip():
             raise ValueError("a promotion by force needs a reason")
+        if self.ledger and not self.videos:
+            raise ValueError("a ledger needs the videos to enter in it (their manifest)")
         return self
 
 
@@ -76,6 +91,7 @@ def run(config: PromotionConfig, store: ObjectStore, progress: Progress) -> Stag
             "stage": SPEC.name,
             "version": SPEC.version,
             "inputs": {"training": training.content, "evaluation": judged.content},
+            "videos": config.videos and load_manifest(config.videos, store).content,
             "config": config.deciding_fields(),
             "models": registry.uri,
         }
@@ -94,6 +110,8 @@ def run(config: PromotionConfig, store: ObjectStore, progress: Progress) -> Stag
             digest=digest,
         )
         _promote(config, registry, candidate, address, store, progress, output)
+        if config.ledger:
+            _enter(config, inputs["videos"], candidate, store, progress, output)
 
     return execute(SPEC, config, store, progress, work, address=address)
 
@@ -160,6 +178,24 @@ def _promote(
         f"The production pointer of {config.model_name} was moved by others {TRIES} times in a "
         "row. Run the promotion again."
     )
+
+
+def _enter(
+    config: PromotionConfig,
+    videos: Manifest,
+    candidate: Candidate,
+    store: ObjectStore,
+    progress: Progress,
+    output: Output,
+) -> None:
+    refused = output.summary["decision"] == "refused"
+    if refused and not config.enter_refused:
+        progress.log("The model was refused, so its videos stay new.")
+        output.summary["ledger"] = ""
+        return
+    run = f"{config.model_name}-{candidate.training.address[:16]}"
+    output.summary["ledger"] = commit_run(store, config.storage_root, config.ledger, run, videos)
+    progress.log(f"The videos are in the ledger: {output.summary['ledger']}.")
 
 
 def _judge(

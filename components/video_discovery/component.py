@@ -12,15 +12,28 @@ def video_discovery(
     prompt: str,
     videos: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    only_new: bool = False,
+    ledger: str = "default",
+    min_new_videos: int = 0,
+    old_per_new: float = 0.0,
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
-) -> None:
-    """List and probe the videos under a folder, bucket prefix or data set. Never cached."""
+) -> str:
+    """List and probe videos, or only new ones. Returns "train" or "wait". Never cached."""
     from components.lib.task import run_task
 
-    run_task(
+    found = run_task(
         "video_discovery",
-        {"storage_root": storage_root, "source": source, "prompt": prompt},
+        {
+            "storage_root": storage_root,
+            "source": source,
+            "prompt": prompt,
+            "only_new": only_new,
+            "ledger": ledger,
+            "min_new_videos": min_new_videos,
+            "old_per_new": old_per_new,
+        },
         videos,
         metrics=metrics,
         overrides=overrides,
     )
+    return str(found.summary["next_step"])

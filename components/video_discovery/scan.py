@@ -21,13 +21,20 @@ from components.lib.contract import Progress, UserError
 from components.lib.store import ObjectStore
 from components.lib.video.inspection import Inspection
 from components.lib.video.isolated import DecodingPool
-from components.lib.video.ledger import processed
+from components.lib.video.ledger import Processed
 from components.lib.video.probe import VideoProbe
-from components.lib.video.records import SplitRule, VideoRecord, parse_records, record_line
+from components.lib.video.records import (
+    SplitRule,
+    VideoRecord,
+    is_old,
+    parse_records,
+    record_line,
+)
 from components.video_discovery.cache import InspectionCache
 from components.video_discovery.candidates import Candidate, Ignored, candidates
 from components.video_discovery.describe import Describer, Description, fill_prompt, read_table
 from components.video_discovery.filters import looks_at_pictures, rejection
+from components.video_discovery.mixing import as_old, choose_old
 from components.video_discovery.sources import Entry, Source, open_source, readable
 from components.video_discovery.stage import VideoDiscoveryConfig
 
@@ -56,6 +63,8 @@ class Findings:
     frames: int = 0
     seconds: float = 0.0
     without_prompt: int = 0
+    new: int = 0
+    old: int = 0
     splits: Counter[str] = field(default_factory=Counter)
     single_group: bool = False
     reasons: list[str] = field(default_factory=list)
@@ -63,7 +72,7 @@ class Findings:
 
     def summary(self) -> dict[str, Any]:
         """For the manifest."""
-        same = self.single_group and self.ok > 0
+        same = self.single_group and self.ok > 0 and not self.splits["validation"]
         return {
             "source": self.source,
             "counts": {
@@ -74,6 +83,8 @@ class Findings:
                 "unreadable": self.unreadable,
                 "filtered": self.filtered,
                 "already_processed": self.already_processed,
+                "new": self.new,
+                "old": self.old,
                 "ignored_files": self.ignored,
             },
             "content": self.videos_sha256,
@@ -93,6 +104,7 @@ class Findings:
             "quarantined": self.unreadable + self.filtered,
             "duplicates": self.duplicates,
             "already_processed": self.already_processed,
+            "new": self.new,
             "frames": self.frames,
             "gigabytes": round(self.bytes / 1e9, 6),
         }
@@ -104,6 +116,7 @@ class Findings:
         parts += [f"{self.filtered} filtered out"] * bool(self.filtered)
         parts += [f"{self.duplicates} duplicates"] * bool(self.duplicates)
         parts += [f"{self.already_processed} already processed"] * bool(self.already_processed)
+        parts += [f"{self.new} new and {self.old} old ones taken"] * bool(self.already_processed)
         return ", ".join(parts) + f" in {self.source}"
 
 
@@ -122,15 +135,20 @@ def scan(
     progress: Progress,
     scratch: Path,
     workers: int,
+    ledger: Processed | None = None,
 ) -> Findings:
-    """List and inspect everything; the records are left in ``scratch``."""
+    """List and inspect everything; the records are left in ``scratch``.
+
+    With a ``ledger``, the videos that it holds are left out, but for the sample of them that
+    ``old_per_new`` asks for.
+    """
+    old = ledger or Processed()
     source = open_source(config.source, store, config.storage_root)
     describer = _describer(config, source, store)
     findings = Findings(source.name, scratch / "videos.jsonl", scratch / "quarantine.jsonl")
-    old = processed(store, config.storage_root, config.ledger) if config.only_new else set()
     settings = [config.check, looks_at_pictures(config)]
     cache = InspectionCache(store, config.storage_root, config.source, settings, scratch)
-    rule = SplitRule(config.validation_fraction, config.seed)
+    rule = SplitRule(config.validation_fraction, config.seed, old.groups)
     seen = _Seen(scratch / "seen.sqlite")
     unsplit, complete = scratch / "unsplit.jsonl", False
     started = time.monotonic()
@@ -147,8 +165,10 @@ def scan(
                 task.advance()
                 if record.status != "ok":
                     quarantine.write(record_line(record))
-                elif bytes.fromhex(record.sha256) in old:
+                elif bytes.fromhex(record.sha256) in old.videos:
                     findings.already_processed += 1
+                    if config.old_per_new:
+                        usable.write(record_line(as_old(record, old)))
                 else:
                     rule.see(record)
                     usable.write(record_line(record))
@@ -159,7 +179,8 @@ def scan(
     findings.timing["inspect_seconds"] = time.monotonic() - started
     findings.timing["files_inspected"] = findings.inspected
     findings.single_group = rule.single_group
-    _split(unsplit, findings, rule)
+    chosen = choose_old(config, unsplit, rule) if config.old_per_new else set()
+    _split(unsplit, findings, rule, chosen)
     findings.quarantine_sha256 = _sha256(findings.quarantine)
     return findings
 
@@ -313,15 +334,20 @@ def _bad(
     )
 
 
-def _split(unsplit: Path, findings: Findings, rule: SplitRule) -> None:
+def _split(unsplit: Path, findings: Findings, rule: SplitRule, chosen: set[str]) -> None:
     digest = hashlib.sha256()
     with unsplit.open("rb") as stream, findings.videos.open("wb") as videos:
         for record in parse_records(stream, str(unsplit)):
-            split = rule.split(record)
+            if is_old(record) and record.sha256 not in chosen:
+                continue
+            split = record.split if is_old(record) else rule.split(record)
+            assert split is not None, "the ledger knows the split of every video it holds"
             line = record_line(record.model_copy(update={"split": split}))
             digest.update(line)
             videos.write(line)
             findings.ok += 1
+            findings.old += is_old(record)
+            findings.new += not is_old(record)
             findings.splits[split] += 1
             findings.bytes += record.bytes
             findings.frames += record.frames

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -88,6 +88,20 @@ class VideoDiscoveryConfig(StageConfig):
     only_new: bool = Field(
         default=False, description="Give only videos that the ledger does not hold."
     )
+    min_new_videos: int = Field(
+        default=0,
+        ge=0,
+        description="With only_new: with fewer new videos than this, next_step is 'wait'.",
+    )
+    old_per_new: float = Field(
+        default=0,
+        ge=0,
+        description="With only_new: add this many old training videos per new one, so that a "
+        "model that learns the new ones does not forget.",
+    )
+    max_old_held_out: int = Field(
+        default=16, ge=0, description="With old_per_new: at most this many old held-out videos."
+    )
     workers: int = operational(0, "Decoding processes; 0 means one per core.", ge=0)
     timeout_s: float = operational(
         120.0, "Longest time to inspect a video, plus 1 s per 4 MB of it.", gt=0
@@ -103,27 +117,48 @@ def run(config: VideoDiscoveryConfig, store: ObjectStore, progress: Progress) ->
     Raises UserError when the source does not exist, no usable video remains, or more than
     ``max_bad_fraction`` of the videos cannot be read.
     """
+    from components.lib.video.ledger import processed
     from components.video_discovery.scan import scan
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cosmos-discovery-") as scratch:
-        findings = scan(config, store, progress, Path(scratch), config.workers or _cores())
-        _refuse_if_unusable(config, findings)
+        old = processed(store, config.storage_root, config.ledger) if config.only_new else None
+        findings = scan(config, store, progress, Path(scratch), config.workers or _cores(), old)
+        if not (old and old.videos and findings.listed == 0):  # an emptied inbox is no mistake
+            _refuse_if_unusable(config, findings)
         address = digest_json(
-            [SPEC.name, SPEC.version, findings.videos_sha256, findings.quarantine_sha256]
+            [
+                SPEC.name,
+                SPEC.version,
+                findings.videos_sha256,
+                findings.quarantine_sha256,
+                next_step(config, findings),
+            ]
         )
 
         def work(inputs: dict[str, Manifest], output: Output) -> None:
             output.put_file("videos.jsonl", findings.videos)
             output.put_file("quarantine.jsonl", findings.quarantine)
             output.summary.update(findings.summary())
+            output.summary["next_step"] = next_step(config, findings)
             output.timing.update(findings.timing)
             output.timing["discovery_seconds"] = time.monotonic() - started
             output.metrics.update(findings.metrics())
 
         result = execute(SPEC, config, store, progress, work, address=address)
     progress.log(f"video_discovery: {findings.sentence()}")
+    if next_step(config, findings) == "wait":
+        progress.log(
+            f"{findings.new} new videos are fewer than min_new_videos={config.min_new_videos}: "
+            "nothing to do now."
+        )
     return result
+
+
+def next_step(config: VideoDiscoveryConfig, found: Findings) -> Literal["train", "wait"]:
+    """Whether there is enough new video to go on with."""
+    wait = config.only_new and found.new < max(config.min_new_videos, 1)
+    return "wait" if wait else "train"
 
 
 def _cores() -> int:

@@ -1,18 +1,23 @@
 """The ledger: which videos have been trained on, and by which run.
 
-One object per run lists the contents (sha256) that the run used. Discovery reads the ledger to
-find what is new; it never writes it. The stage that finishes a run commits it, so the videos of a
-failed run stay new. Committing again under the same run is harmless: the object is the same.
+One object per run lists the contents (sha256) that the run used, each with its split and the
+group (drive) it was split by. Discovery reads the ledger to find what is new; it never writes it.
+The stage that finishes a run commits it, so the videos of a failed run stay new. Committing again
+under the same run is harmless: the object is the same.
+
+The splits are kept because a video that was once held out must stay held out when it comes back in
+a sample of old video, and later videos of its drive with it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from components.lib.contract import UserError
-from components.lib.video.records import read_records
+from components.lib.video.records import Split, read_records
 
 if TYPE_CHECKING:
     from components.lib.manifest import Manifest
@@ -37,20 +42,45 @@ def commit_run(store: ObjectStore, storage_root: str, name: str, run: str, video
         raise UserError(f"'{run}' cannot name a run: use letters, digits, '.', '_' and '-'.")
     head = {"run": run, "videos": videos.uri, "content": videos.content}
     lines = [json.dumps(head, sort_keys=True)]
-    lines += sorted({record.sha256 for record in read_records(videos, store)})
+    lines += sorted(
+        {
+            f"{record.sha256} {record.split or 'train'} {record.group}"
+            for record in read_records(videos, store)
+        }
+    )
     uri = f"{ledger_prefix(storage_root, name)}{run}.txt"
     store.put_bytes(uri, ("\n".join(lines) + "\n").encode())
     return uri
 
 
-def processed(store: ObjectStore, storage_root: str, name: str) -> set[bytes]:
-    """Digests (32 bytes each) of all videos in the ledger; empty when there is none yet."""
-    digests: set[bytes] = set()
+@dataclass
+class Processed:
+    """What a ledger holds: the split of every content (32-byte sha256) and of every group."""
+
+    videos: dict[bytes, Split] = field(default_factory=dict)
+    groups: dict[str, Split] = field(default_factory=dict)
+
+
+def processed(store: ObjectStore, storage_root: str, name: str) -> Processed:
+    """All videos in the ledger; empty when there is none yet.
+
+    Where runs disagree on a split (two runs at the same time), "train" holds: what was trained on
+    once can no longer be held out.
+    """
+    found = Processed()
     for info in store.list(ledger_prefix(storage_root, name)):
         with store.open_read(info.uri) as stream:
             next(stream, None)
-            digests.update(bytes.fromhex(line.decode().strip()) for line in stream)
-    return digests
+            for line in stream:
+                sha256, word, group = line.decode().rstrip("\n").split(" ", 2)
+                split: Split = "validation" if word == "validation" else "train"
+                _keep(found.videos, bytes.fromhex(sha256), split)
+                _keep(found.groups, group, split)
+    return found
+
+
+def _keep(known: dict[Any, Split], key: Any, split: Split) -> None:
+    known[key] = "train" if known.get(key) == "train" else split
 
 
 def runs(store: ObjectStore, storage_root: str, name: str) -> list[dict[str, Any]]:

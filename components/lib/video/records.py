@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 RECORDS_NAME = "videos.jsonl"
 QUARANTINE_NAME = "quarantine.jsonl"
+
+OLD_MARK = "already_trained_on"  # in `extra`, of videos that the ledger held
 
 Status = Literal["ok", "quarantined", "duplicate"]
 Split = Literal["train", "validation"]
@@ -69,6 +71,11 @@ class VideoRecord(Frozen):
         if self.drive:
             return f"drive:{self.vehicle}:{self.drive}"
         return f"video:{self.sha256}"
+
+
+def is_old(record: VideoRecord) -> bool:
+    """Whether an earlier run has used this video; it is here so that nothing is forgotten."""
+    return bool(record.extra.get(OLD_MARK))
 
 
 def local_path(uri: str) -> Path | None:
@@ -158,16 +165,21 @@ class SplitRule:
     """Which groups are held out, decided from a first pass over all of them.
 
     With two groups or more both splits are non-empty: where the hash leaves one empty, the group
-    nearest to the threshold crosses. With one group everything is for training.
+    nearest to the threshold crosses. With one group everything is for training. Groups in
+    ``known`` keep the split they have there and take no part in this.
     """
 
-    def __init__(self, fraction: float, seed: int) -> None:
-        self.fraction, self.seed = fraction, seed
+    def __init__(
+        self, fraction: float, seed: int, known: Mapping[str, Split] | None = None
+    ) -> None:
+        self.fraction, self.seed, self.known = fraction, seed, known or {}
         self.lowest: tuple[float, str] | None = None
         self.highest: tuple[float, str] | None = None
 
     def see(self, record: VideoRecord) -> None:
         """First pass: take note of a record's group."""
+        if record.group in self.known:
+            return
         here = (position(record.group, self.seed), record.group)
         self.lowest = here if self.lowest is None else min(self.lowest, here)
         self.highest = here if self.highest is None else max(self.highest, here)
@@ -179,6 +191,8 @@ class SplitRule:
 
     def split(self, record: VideoRecord) -> Split:
         """Second pass: the split of a record."""
+        if record.group in self.known:
+            return self.known[record.group]
         if self.single_group or self.fraction <= 0:
             return "train"
         assert self.lowest is not None and self.highest is not None, "see() comes first"

@@ -18,14 +18,14 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, field_validator, model_validator
 
 from components.lib.contract import Frozen, Progress
+from components.lib.run_notes import RUN_VARIABLE
 
 RESTART_POLICIES = ("Always", "ExitCode", "Never", "OnFailure")
 PREFIX = "cosmos-pipelines.dev/"
 REQUEST_ANNOTATION = PREFIX + "request"
 PROGRESS_ANNOTATION = PREFIX + "progress"
 RUN_LABEL = PREFIX + "run"
-# Set on the step's pod by the pipeline: the id of the KFP run, by which its jobs are found.
-RUN_VARIABLE = "COSMOS_RUN_ID"
+# RUN_VARIABLE, set on the step's pod, holds the id of the KFP run, by which its jobs are found.
 NAME_LABEL = "app.kubernetes.io/name"
 NAME_LIMIT = 46  # leaves room for "-worker-12345" and more in a 63 character host name
 

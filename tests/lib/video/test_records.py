@@ -131,12 +131,14 @@ def test_a_video_that_changed_since_discovery_is_refused(
 def test_the_ledger_knows_what_was_committed(
     store: ObjectStore, storage_root: str, videos: Manifest
 ) -> None:
-    assert processed(store, storage_root, "fleet") == set()
+    assert processed(store, storage_root, "fleet").videos == {}
     commit_run(store, storage_root, "fleet", "run-1", videos)
     commit_run(store, storage_root, "fleet", "run-1", videos)
     wanted = {bytes.fromhex(record(number).sha256) for number in range(5)}
-    assert processed(store, storage_root, "fleet") == wanted
-    assert processed(store, storage_root, "other") == set()
+    found = processed(store, storage_root, "fleet")
+    assert set(found.videos) == wanted
+    assert {record(number).group for number in range(5)} == set(found.groups)
+    assert processed(store, storage_root, "other").videos == {}
     (run,) = runs(store, storage_root, "fleet")
     assert run == {"run": "run-1", "videos": videos.uri, "content": videos.content}
 
