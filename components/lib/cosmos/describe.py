@@ -18,7 +18,7 @@ from components.lib.cosmos.flops import (
     dit_attention_flops,
     dit_forward_flops,
     dit_memory,
-    tokenizer_flops,
+    video_flops,
 )
 from components.lib.cosmos.shapes import Shapes, dit_shapes, parameter_count, tokenizer_shapes
 from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS, TokenizerConfig
@@ -139,12 +139,7 @@ def _describe_dit(config: DiTConfig, clip: Clip, layout: Layout) -> dict[str, An
 def _describe_tokenizer(config: TokenizerConfig, clip: Clip) -> dict[str, Any]:
     _check_clip(config, clip)
     latent = config.latent_shape(**clip.model_dump())
-    encode, decode = 0, 0
-    for start in range(0, clip.frames, config.window):
-        rest = min(config.window, clip.frames - start)
-        padded = (config.latent_frames(rest) - 1) * config.temporal + 1
-        costs = tokenizer_flops(config, padded, clip.height, clip.width)
-        encode, decode = encode + costs[0], decode + costs[1]
+    encode, decode = video_flops(config, clip.frames, clip.height, clip.width)
     return {
         "layers": len(config.multipliers),
         "latent_shape": list(latent),

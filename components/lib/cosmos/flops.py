@@ -108,6 +108,18 @@ def tokenizer_flops(
     return totals["encoder"], totals["decoder"]
 
 
+def video_flops(config: TokenizerConfig, frames: int, height: int, width: int) -> tuple[int, int]:
+    """(encode, decode) operations of a video of any length: the sum of its windows, the last one
+    padded to 8j + 1 frames."""
+    encode, decode = 0, 0
+    for start in range(0, frames, config.window):
+        rest = min(config.window, frames - start)
+        padded = (config.latent_frames(rest) - 1) * config.temporal + 1
+        costs = tokenizer_flops(config, padded, height, width)
+        encode, decode = encode + costs[0], decode + costs[1]
+    return encode, decode
+
+
 def _grid(
     config: TokenizerConfig, name: str, frames: int, height: int, width: int
 ) -> tuple[int, int, int]:

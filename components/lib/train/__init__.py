@@ -6,3 +6,6 @@ The engine knows nothing of networks: `diffusion` and `tokenizer` implement its 
 `gradients`, `weights` and `checkpoint` hold what parallelism asks for; `dataset`, `cache`, `order`,
 `loader`, `clips` and `draws` are the way of a sample.
 """
+
+#: EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again.
+EXIT_RESUME = 75

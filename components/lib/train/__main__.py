@@ -1,7 +1,7 @@
 """``python -m components.lib.train --yes --factory NAME group.field=value …`` (under torchrun).
 
-Exit codes: 0 finished; 75 stopped by SIGTERM with a checkpoint written, start the same command
-again to go on; 1 a mistake or a failure, told in the last line.
+Exit codes: 0 finished; 75 stopped by SIGTERM with every step made so far in a checkpoint, start the
+same command again to go on; 1 a mistake or a failure, told in the last line.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
+from components.lib.train import EXIT_RESUME
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
 from components.lib.train.overrides import apply_overrides, describe
 from components.lib.train.recipes import FACTORIES, recipe
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     configure_logging()
     _die_with_launcher()
+    signal.signal(signal.SIGTERM, _stop_before_start)
     try:
         config = parse(arguments)
         if config is None:
@@ -44,6 +47,12 @@ def _die_with_launcher() -> None:
     """Under torchrun, ask Linux to end this rank when torchrun dies, however it dies."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _stop_before_start(number: int, frame: FrameType | None) -> None:
+    """SIGTERM while libraries load or weights come down: there is no step to save yet."""
+    log.warning("stopped by SIGTERM before the first step; start again to go on")
+    sys.exit(EXIT_RESUME)
 
 
 def parse(arguments: Sequence[str]) -> DiffusionConfig | TokenizerConfig | None:

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from components.lib.contract import UserError
+from components.lib.cosmos.formats.vgg import VGG_CHANNELS, VGG_PER_STAGE, VGGConfig
 
 FlowNetwork = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Output channels of the 13 convolutions; 0 is a 2x2 max-pool.
-_LAYOUT = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
+Widths = tuple[int, int, int, int, int]
 # The activations that are compared (relu1_2, 2_2, 3_3, 4_3, 5_3), by convolution number, and
 # their weights.
 TAPS = (2, 4, 7, 10, 13)
@@ -35,21 +35,21 @@ def scheduled(weights: tuple[float, float], boundary: int, step: int) -> float:
 
 
 class VGG16Features(nn.Module):
-    """Frozen VGG16 up to relu5_3."""
+    """Frozen VGG16 up to relu5_3. ``channels`` are the widths of its five stages."""
 
     shift: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, channels: Widths = VGG_CHANNELS) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels = 3
-        for width in _LAYOUT:
-            if width == 0:
+        before = 3
+        for width, count in zip(channels, VGG_PER_STAGE, strict=True):
+            if layers:
                 layers.append(nn.MaxPool2d(2))
-                continue
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-            channels = width
+            for _ in range(count):
+                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+                before = width
         self.features = nn.Sequential(*layers)
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
@@ -73,9 +73,17 @@ def load_vgg16(folder: Path) -> VGG16Features:
 
     Raises UserError when a convolution is missing or has another shape.
     """
-    from components.lib.cosmos.model_folder import check_keys, read_specs, read_weights
+    from components.lib.cosmos.model_folder import (
+        check_keys,
+        read_model_config,
+        read_specs,
+        read_weights,
+    )
 
-    model = VGG16Features()
+    found_config = read_model_config(folder)
+    if found_config.family != "vgg16":
+        raise UserError(f"model.vgg_path holds a {found_config.family}, not a VGG16.")
+    model = VGG16Features(VGGConfig.model_validate(found_config.config).channels)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {
         name: spec.shape for name, spec in read_specs(folder).items() if name.startswith("features")
@@ -141,12 +149,18 @@ def _gram(features: torch.Tensor, frames: int) -> torch.Tensor:
     return rows @ rows.transpose(1, 2) / rows.shape[-1]
 
 
+_WHERE = {
+    "model.vgg_path": " VGG16 is fetched by the stage checkpoint_fetch with role=vgg16 and "
+    "source=hf://timm/vgg16.tv_in1k."
+}
+
+
 def check_weights(folder: str, what: str, setting: str) -> None:
     """Raises UserError when a term is on and its network has no weights."""
     if not folder:
         raise UserError(
             f"The {what} term is on but {setting} is empty. Give its weights, or set the weight of "
-            "the term to zero."
+            f"the term to zero.{_WHERE.get(setting, '')}"
         )
 
 

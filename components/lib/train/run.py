@@ -6,10 +6,11 @@ import logging
 import warnings
 from typing import Protocol
 
+from components.lib.train import EXIT_RESUME
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
 from components.lib.train.layout import Layout, start_processes, stop_processes
 from components.lib.train.loggers import Sink
-from components.lib.train.session import EXIT_RESUME, Preempted, Session
+from components.lib.train.session import Preempted, Session
 from components.lib.train.setup import build_engine, open_store
 
 

@@ -31,8 +31,6 @@ from components.lib.train.weights import gather_weights
 log = logging.getLogger("cosmos.train")
 SETTINGS = "settings.json"
 RESULT = "run.json"
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again.
-EXIT_RESUME = 75
 
 
 class Preempted(Exception):

@@ -18,6 +18,7 @@ from torch import nn
 
 from components.lib.contract import UserError
 from components.lib.cosmos.channels_last import use_channels_last
+from components.lib.cosmos.flops import video_flops
 from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.cosmos.tokenizer import TokenizerConfig as NetworkConfig
 from components.lib.report.quality import psnr, ssim
@@ -239,9 +240,10 @@ class TokenizerTask:
         return _unit(clip[None].to(self.layout.device))
 
     def work(self, batch: Batch) -> Work:
-        """Frames; the convolutions' FLOPs are not counted, so no utilisation is reported."""
-        video = batch["video"]
-        return Work(unit="frames", amount=video.shape[0] * video.shape[2], forward_flops=0.0)
+        """Frames, and the tokenizer's own FLOPs: feature networks of the loss are not counted."""
+        samples, _, frames, height, width = batch["video"].shape
+        flops = sum(video_flops(self.network, frames, height, width))
+        return Work(unit="frames", amount=samples * frames, forward_flops=samples * float(flops))
 
     def export(self, folder: Path, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         """A canonical folder; bf16 as the official archives are (fp32 for 32-true runs)."""
