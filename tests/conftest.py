@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from components.lib.store import ObjectStore
 from components.lib.store.embedded import EmbeddedStore
 
 BUCKET = "cosmos"
+# How long an example takes says nothing on a shared machine.
+settings.register_profile("cosmos", deadline=None)
+settings.load_profile("cosmos")
 
 
 class SilentProgress:

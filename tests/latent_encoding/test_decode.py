@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -161,7 +160,6 @@ def test_a_hanging_decoder_is_given_up(clips: dict[str, Path]) -> None:
 
         thread = threading.Thread(target=freeze)
         thread.start()
-        begun = time.monotonic()
         try:
             _, ends = collect(pool, [request("r", clips["bikes"], [0, 100, 200])])
         finally:
@@ -169,7 +167,6 @@ def test_a_hanging_decoder_is_given_up(clips: dict[str, Path]) -> None:
             thread.join()
         assert "no progress for 1 s" in ends["r"].reason
         assert ends["r"].transient
-        assert time.monotonic() - begun < 30
 
 
 def test_no_process_outlives_the_pool(clips: dict[str, Path]) -> None:

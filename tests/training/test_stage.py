@@ -138,16 +138,16 @@ def test_a_terminated_stage_goes_on_from_its_checkpoint_elsewhere(
     )
     command = [sys.executable, "-c", CHILD, config.model_dump_json()]
     stage = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 600
     while not any("settings" in info.uri for info in store.list(f"{storage_root}/training/")):
         assert time.monotonic() < limit
         time.sleep(0.1)
     stage.send_signal(signal.SIGTERM)
-    _, said = stage.communicate(timeout=120)
+    _, said = stage.communicate()
     assert stage.returncode == 75, said
     saved = [info.uri for info in store.list(f"{storage_root}/training/") if "step-" in info.uri]
     assert any(uri.endswith("manifest.json") for uri in saved), said
-    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "resuming from" in again.stderr
     uri = next(

@@ -237,4 +237,4 @@ def test_settings_need_no_torch() -> None:
         "from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS;"
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -236,22 +235,13 @@ def test_all_blocks_together_compile_to_one_graph(checkpointing: Checkpointing) 
 
 def test_tensor_parallel_equals_diffusers(tmp_path: Path) -> None:
     """TP 2 over gloo, with and without sequence parallel, token counts odd and even."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     save_file(DiT(SMALL).state_dict(), tmp_path / "fresh.safetensors")
     ranks = []
     for rank in range(2):
-        env = os.environ | {
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, __file__, str(tmp_path / f"{rank}.json")]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, str(tmp_path / f"{rank}.json"), str(rank)]
         ranks.append(subprocess.Popen(command, env=env))
-    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    assert [process.wait() for process in ranks] == [0, 0]
     for rank in range(2):
         cases = json.loads((tmp_path / f"{rank}.json").read_text())
         assert len(cases) == 8
@@ -260,10 +250,12 @@ def test_tensor_parallel_equals_diffusers(tmp_path: Path) -> None:
             assert case["graphs"] == (1 if case["model"] == "V2W-like" else 0), case
 
 
-def one_rank(report: Path) -> None:
+def one_rank(report: Path, rank: int) -> None:
     from megatron.core import parallel_state
 
-    dist.init_process_group("gloo")
+    # A file and not a port: ports chosen beforehand may be taken by then.
+    rendezvous = f"file://{report.parent}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=2)
     torch.set_num_threads(1)
     # a fresh model is the same model in every layout
@@ -365,4 +357,4 @@ def check_tokenizer(config: TokenizerConfig, shape: tuple[int, int, int, int]) -
 
 
 if __name__ == "__main__":
-    one_rank(Path(sys.argv[1]))
+    one_rank(Path(sys.argv[1]), int(sys.argv[2]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components.lib.contract import UserError
@@ -202,7 +202,3 @@ def test_videos_that_do_not_fit_the_crop_are_named(clips: dict[str, Path]) -> No
         clip_of(clips["bikes"], crop_height=512)
     with pytest.raises(UserError, match=r"bikes.*frames"):
         clip_of(clips["bikes"], temporal_crop=1001)
-
-
-settings.register_profile("short", max_examples=40, deadline=None)
-settings.load_profile("short")

@@ -21,7 +21,6 @@ def run_alone(arguments: list[str], folder: Path) -> list[dict[str, float]]:
         [*command, f"log.log_dir={folder}", "log.tensorboard=false"],
         capture_output=True,
         text=True,
-        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()

@@ -110,6 +110,8 @@ def test_learning_rate_warms_up_and_decays() -> None:
 def test_metrics_reach_wandb_when_there_is_a_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    import wandb
+
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -119,6 +121,8 @@ def test_metrics_reach_wandb_when_there_is_a_key(
     metrics = MetricsLog(tmp_path, [logger.write])
     metrics.write(1, "train", {"loss": 0.25})
     logger.close()
+    # the service may still hold the end of the file after a run is finished; teardown waits for it
+    wandb.teardown()
     [recorded] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = recorded.read_bytes()
     assert b"guide" in content and b"train/loss" in content

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -67,17 +67,13 @@ def test_the_child_sees_no_credentials_and_is_limited(
 def test_an_archive_that_never_ends_is_stopped(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pid = tmp_path / "pid"
     endless = tmp_path / "endless.py"
-    endless.write_text(
-        f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
-    )
+    endless.write_text("import time\ntime.sleep(3600)\n")
     monkeypatch.setattr(jit_import, "_CHILD", endless)
-    started = time.monotonic()
     with pytest.raises(UserError, match="took longer than 3 s and was stopped"):
         jit_import.read_archive(checkpoints / tiny.CV_FOLDER / "encoder.jit", timeout_s=3)
-    assert time.monotonic() - started < 30
-    assert not Path(f"/proc/{pid.read_text()}").exists()
+    left = psutil.Process().children(recursive=True)
+    assert not [child for child in left if str(endless) in child.cmdline()]
 
 
 def test_the_state_dict_comes_out_bit_for_bit(checkpoints: Path) -> None:
