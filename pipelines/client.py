@@ -16,11 +16,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "follow",
     "list_runs",
     "list_schedules",
+    "logs",
     "pause_schedule",
     "resume_schedule",
     "run_info",
@@ -46,6 +48,7 @@ __all__ = [
     "upload",
 ]
 
+log = logging.getLogger("cosmos")
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"})
 SERVICE_ACCOUNT = "cosmos-pipeline"
 
@@ -238,6 +241,42 @@ def follow(
         if info.finished:
             return info
         time.sleep(poll_s)
+
+
+def logs(
+    server: Server,
+    run_id: str,
+    step: str | None = None,
+    *,
+    follow: bool = False,
+    tail: int = 200,
+    namespace: str | None = None,
+) -> tuple[str, Iterator[str]]:
+    """Name and log lines of a step: of the one named, else that failed, that runs, or the last.
+
+    Lines come from the step's pod, so this needs KUBECONFIG (or to run in the cluster). Raises
+    UserError naming the steps there are.
+    """
+    from pipelines import cluster
+
+    names = {task.name: task for task in run_info(server, run_id).tasks if task.pods}
+    if step is None:
+        step = next(
+            (
+                task.name
+                for state in ("FAILED", "RUNNING")
+                for task in names.values()
+                if task.state == state
+            ),
+            next(reversed(names), None),
+        )
+    if step is None:
+        raise UserError(f"No step of run {run_id} has started yet.")
+    if step not in names:
+        known = ", ".join(names) or "none"
+        raise UserError(f"Run {run_id} has no step '{step}'. Steps: {known}.")
+    found = cluster.connect(namespace, log.warning)
+    return step, cluster.step_log(found, names[step].pods, follow, tail)
 
 
 def cancel(server: Server, run_id: str) -> None:

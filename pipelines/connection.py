@@ -37,8 +37,10 @@ class Connection(Frozen):
     """Which KFP, and how patiently. Empty fields mean what they mean to `kfp.Client`.
 
     ``endpoint`` falls back to KFP_ENDPOINT, KF_PIPELINES_ENDPOINT, the cluster this runs in, and
-    KUBECONFIG. A bearer token is read from KFP_EXISTING_TOKEN, never from a parameter, so that it
-    enters no shell history.
+    KUBECONFIG. What identifies the user comes from the variables of kfp's own command line, never
+    from a parameter, so that it enters no shell history: KFP_EXISTING_TOKEN (a bearer token), or
+    KFP_IAP_CLIENT_ID, KFP_OTHER_CLIENT_ID and KFP_OTHER_CLIENT_SECRET; besides, KFP_COOKIES for
+    log-ins that live in a cookie (``authservice_session=…``).
     """
 
     endpoint: str | None = None
@@ -132,6 +134,10 @@ def _client(connection: Connection) -> Any:
             host=endpoint,
             namespace=connection.namespace or os.environ.get("KFP_NAMESPACE") or "kubeflow",
             existing_token=os.environ.get(TOKEN_VARIABLE),
+            client_id=os.environ.get("KFP_IAP_CLIENT_ID"),
+            other_client_id=os.environ.get("KFP_OTHER_CLIENT_ID"),
+            other_client_secret=os.environ.get("KFP_OTHER_CLIENT_SECRET"),
+            cookies=os.environ.get("KFP_COOKIES"),
             kube_context=connection.kube_context,
         )
     _limit(client, connection.timeout_s)

@@ -19,6 +19,8 @@ SECRET_VARIABLES = (
     "HUGGING_FACE_HUB_TOKEN",
     "WANDB_API_KEY",
     "KFP_EXISTING_TOKEN",
+    "KFP_OTHER_CLIENT_SECRET",
+    "KFP_COOKIES",
 )
 _SHORTEST = 6  # blanking shorter values would eat ordinary words
 

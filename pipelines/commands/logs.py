@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from components.lib.contract import UserError
 from pipelines.commands.submit import Endpoint, Namespace
 
 
@@ -21,22 +20,10 @@ def command(
     namespace: Namespace = None,
 ) -> None:
     """Print the log of a step. Needs access to the cluster (KUBECONFIG), not only to KFP."""
-    from pipelines import cluster
-    from pipelines.client import Connection, Server, run_info
+    from pipelines.client import Connection, Server, logs
 
-    info = run_info(Server(Connection(endpoint=endpoint, namespace=namespace)), run)
-    names = {task.name: task for task in info.tasks if task.pods}
-    if step is None:
-        order = ("FAILED", "RUNNING")
-        step = next(
-            (task.name for state in order for task in names.values() if task.state == state),
-            next(reversed(names), None),
-        )
-    if step is None:
-        raise UserError(f"No step of run {run} has started yet.")
-    if step not in names:
-        raise UserError(f"Run {run} has no step '{step}'. Steps: {', '.join(names) or 'none'}.")
-    found = cluster.connect(namespace, lambda line: typer.echo(line, err=True))
-    typer.echo(f"== {step} ==", err=True)
-    for line in cluster.step_log(found, names[step].pods, follow, tail):
+    server = Server(Connection(endpoint=endpoint, namespace=namespace))
+    name, lines = logs(server, run, step, follow=follow, tail=tail, namespace=namespace)
+    typer.echo(f"== {name} ==", err=True)
+    for line in lines:
         typer.echo(line)

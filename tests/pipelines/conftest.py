@@ -88,6 +88,7 @@ class FakeKfp:
         self.routes = read_routes()
         self.url = ""
         self.token = None
+        self.cookie = ""
         self.multi_user = False
         self.pipelines: dict[str, Any] = {}
         self.versions: dict[str, Any] = {}
@@ -243,6 +244,9 @@ class Handler(BaseHTTPRequestHandler):
             if fault:
                 raise fault
             if fake.token and self.headers.get("Authorization") != f"Bearer {fake.token}":
+                raise Refusal(401, "Unauthenticated")
+            known = fake.cookie in ("", self.headers.get("Cookie"))
+            if not known and "healthz" not in split.path:
                 raise Refusal(401, "Unauthenticated")
             with fake.lock:
                 answer = self.answer(split.path, query, data)

@@ -172,6 +172,15 @@ def test_the_token_comes_from_the_environment(kfp_server: Any, monkeypatch: Any)
     assert client.list_runs(Server(Connection(patience_s=1, pause_s=0.05))) == []
 
 
+def test_a_cookie_of_a_log_in_comes_from_the_environment(kfp_server: Any, monkeypatch: Any) -> None:
+    kfp_server.cookie = "authservice_session=abc"
+    server = Server(Connection(patience_s=0.1, pause_s=0.05, namespace="team"))
+    with pytest.raises(UserError, match="401"):
+        client.list_runs(server)
+    monkeypatch.setenv("KFP_COOKIES", "authservice_session=abc")
+    assert client.list_runs(Server(Connection(patience_s=1, pause_s=0.05))) == []
+
+
 def test_an_unreachable_kfp_is_said(monkeypatch: Any) -> None:
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="Set KF_PIPELINES_ENDPOINT or --endpoint"):

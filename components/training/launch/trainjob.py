@@ -5,8 +5,8 @@ A TrainJob names a TrainingRuntime that holds the pod template; manifests/base i
 changes goes into ``trainer`` (image, command, environment, resources: the controller refuses a
 patch of these) and ``runtimePatches`` (volumes, tolerations, node selector, service account).
 
-Restarts, the scheduler, the priority class and the time a finished job is kept belong to the
-runtime, so asking for them in a request is refused instead of dropped.
+Restarts, the scheduler, the priority class, when images are pulled and how long a finished job is
+kept belong to the runtime, so asking for them in a request is refused instead of dropped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ from components.training.launch.interface import JobStatus, LaunchRequest
 from components.training.launch.pytorchjob import metadata
 
 _REPLICATED_JOB = "node"
+_OF_THE_RUNTIME = (
+    "priority_class",
+    "scheduler",
+    "restart_policy",
+    "backoff_limit",
+    "image_pull_policy",
+    "keep_finished_seconds",
+)
 
 
 class TrainJob:
@@ -33,8 +41,8 @@ class TrainJob:
 
     def body(self, request: LaunchRequest) -> dict[str, Any]:
         """A TrainJob for the request. Raises UserError for what only the runtime can set."""
-        for field in ("priority_class", "scheduler"):
-            if getattr(request, field):
+        for field in _OF_THE_RUNTIME:
+            if getattr(request, field) != LaunchRequest.model_fields[field].default:
                 raise UserError(
                     f"A TrainJob takes no {field}: set it in the {request.runtime_kind} "
                     f"'{request.runtime}', or launch with launcher=pytorchjob."

@@ -98,9 +98,22 @@ def test_a_single_node_needs_no_worker(request_: Any) -> None:
     assert set(body["spec"]["pytorchReplicaSpecs"]) == {"Master"}
 
 
-def test_a_trainjob_refuses_what_only_its_runtime_can_set(full: Any) -> None:
-    with pytest.raises(UserError, match=r"no priority_class: set it in the TrainingRuntime"):
-        TrainJob().body(full.model_copy(update={"priority_class": "high"}))
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("priority_class", "high"),
+        ("scheduler", "volcano"),
+        ("restart_policy", "Never"),
+        ("backoff_limit", 3),
+        ("image_pull_policy", "Always"),
+        ("keep_finished_seconds", None),
+    ],
+)
+def test_a_trainjob_refuses_what_only_its_runtime_can_set(
+    full: Any, field: Any, value: Any
+) -> None:
+    with pytest.raises(UserError, match=f"no {field}: set it in the TrainingRuntime"):
+        TrainJob().body(full.model_copy(update={field: value}))
 
 
 @pytest.mark.parametrize(
