@@ -18,6 +18,7 @@ from components.training.launch.pytorchjob import PyTorchJob
 from components.training.launch.trainjob import TrainJob
 from pipelines import checks
 
+from ..manifests.kustomize import build as kustomize
 from .conftest import NAMESPACE, ROOT, kubectl
 
 REQUEST = LaunchRequest(
@@ -129,6 +130,21 @@ def test_the_runtime_is_accepted(trainer_installed: None) -> None:
         kubectl("get", "trainingruntimes", "cosmos-torch", "-n", NAMESPACE, "-o", "yaml")
     )
     assert lost(yaml.safe_load(path.read_text())["spec"], stored["spec"]) == []
+
+
+@pytest.mark.parametrize("overlay", ["single-node", "production"])
+def test_the_server_accepts_every_document(trainer_installed: None, overlay: str) -> None:
+    """A dry run. Kueue's kinds, which are not installed here, are left out."""
+    documents = [
+        document
+        for document in kustomize(ROOT / "manifests" / "overlays" / overlay)
+        if "kueue" not in document["apiVersion"]
+    ]
+    answer = kubectl(
+        "apply", "--dry-run=server", "--validate=false", "-f", "-",
+        stdin=yaml.safe_dump_all(documents),
+    )  # fmt: skip
+    assert len(answer.splitlines()) == len(documents)
 
 
 def test_the_doctor_finds_nothing_wrong(node_store: str, administrator: Cluster) -> None:
