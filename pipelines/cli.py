@@ -27,6 +27,7 @@ COMMANDS = {
     "logs": "The log of a run's step.",
     "cancel": "Stop a run; its training job is deleted.",
     "schedule": "Recurring runs: create, list, pause, resume, delete.",
+    "trigger": "Start a pipeline when new videos appear in a bucket.",
     "doctor": "Check KFP, Kubernetes, storage, GPUs, secrets; say what to do.",
     "make-checkpoint": "Write a tiny randomly initialised checkpoint in the official layouts.",
     "convert": "Convert checkpoints between the official, diffusers, jit and canonical forms.",

@@ -110,7 +110,7 @@ def submit(
     service_account: str | None = SERVICE_ACCOUNT,
     caching: bool = True,
 ) -> RunInfo:
-    """Start a run of ``diffusion`` or ``tokenizer``; upload the pipeline first if it changed.
+    """Start a run of one of `pipelines.catalog`; upload the pipeline first if it changed.
 
     ``images`` maps default images to what to run instead. ``caching=False`` runs every stage
     again (stages still find outputs that are complete in the store). Raises UserError for unknown

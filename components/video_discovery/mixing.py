@@ -9,6 +9,7 @@ are measured on the same ones for as long as these are there.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 from components.lib.video.ledger import Processed
@@ -34,7 +35,7 @@ def choose_old(config: VideoDiscoveryConfig, unsplit: Path, rule: SplitRule) -> 
                 new_training += rule.split(record) == "train"
     training = [sha256 for sha256, split in old if split == "train"]
     held_out = [sha256 for sha256, split in old if split == "validation"]
-    wanted = round(config.old_per_new * new_training)
+    wanted = math.ceil(config.old_per_new * new_training)
     return {
         *_smallest(training, f"{config.seed}:{new.hexdigest()}", wanted),
         *_smallest(held_out, f"{config.seed}", config.max_old_held_out),

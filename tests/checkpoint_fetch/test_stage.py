@@ -13,7 +13,8 @@ from components.lib.contract import UserError
 from components.lib.cosmos.formats import tiny
 from components.lib.cosmos.formats.official import load_pt
 from components.lib.cosmos.model_folder import download_model, load_dit, load_tokenizer
-from components.lib.manifest import load_manifest
+from components.lib.manifest import MANIFEST_NAME, load_manifest
+from components.lib.registry import Registry, models_root
 from components.lib.store import ObjectStore
 
 
@@ -117,3 +118,26 @@ def test_the_wrong_role_says_what_is_needed_and_what_is_there(
     with pytest.raises(UserError, match=r"role 'dit': it needs model\.pt .*autoencoder\.jit"):
         fetch(f"file://{checkpoints / tiny.CV_FOLDER}", "dit", storage_root, store, progress)
     assert not list(store.list(storage_root + "/checkpoint_fetch/"))
+
+
+def test_a_model_in_production_takes_the_source_s_place(
+    checkpoints: Path, store: ObjectStore, storage_root: str, progress: Any
+) -> None:
+    source = f"file://{checkpoints / tiny.VGG_FOLDER}"
+    before = fetch(source, "vgg16", storage_root, store, progress, production_of="m")
+    assert before.manifest.stage == "checkpoint_fetch"
+
+    registry = Registry(store, models_root(storage_root), "m")
+    number = registry.claim("digest")
+    uri = registry.version_uri(number)
+    version = before.manifest.model_copy(update={"uri": uri, "stage": "promotion"})
+    store.put_bytes(uri + MANIFEST_NAME, version.model_dump_json().encode())
+    unmoved = fetch(source, "vgg16", storage_root, store, progress, production_of="m")
+    assert unmoved.manifest == before.manifest  # a version that is not in production
+
+    registry.move(None, number, kind="promotion", digest="digest")
+    after = fetch(source, "vgg16", storage_root, store, progress, production_of="m")
+    assert (after.manifest, after.manifest_uri) == (version, uri + MANIFEST_NAME)
+    assert after.reused
+    other = fetch(source, "vgg16", storage_root, store, progress)
+    assert other.manifest == before.manifest

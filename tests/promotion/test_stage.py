@@ -12,6 +12,7 @@ from components.lib.contract import UserError
 from components.lib.lineage import models_that_used, parse_lineage
 from components.lib.manifest import load_manifest
 from components.lib.registry import Registry, models_root, rollback
+from components.lib.video.ledger import processed
 from components.promotion import version as version_module
 from components.promotion.stage import PromotionConfig, run
 
@@ -213,3 +214,49 @@ def test_the_gates_rules_are_set_like_any_option(
     assert strict.manifest.summary["decision"] == "refused"
     assert "needed more than 0.5" in strict.manifest.summary["rules"][0]["sentence"]
     assert promote(*runs).manifest.summary["decision"] == "promoted"
+
+
+def test_the_ledger_takes_the_videos_of_a_promoted_model_and_no_others(
+    world: Any, promote: Any, registry: Any, store: Any, storage_root: Any, progress: Any
+) -> None:
+    entered = {"videos": world.videos, "ledger": "m"}
+    training = world.train("one")
+    promote(training, world.evaluate("one", training, WORSE), **entered)
+    assert processed(store, storage_root, "m").videos == {}
+    assert "The model was refused, so its videos stay new." in progress.lines
+
+    result = promote(training, world.evaluate("better", training, BETTER), **entered)
+    held = processed(store, storage_root, "m").videos
+    assert held == {b"\xaa" * 32: "train", b"\xbb" * 32: "validation"}
+    (uri,) = [info.uri for info in store.list(f"{storage_root}/ledger/")]
+    assert result.manifest.summary["ledger"] == uri == f"{storage_root}/ledger/m/m-one.txt"
+
+    challenger, judged = challenge(world, registry, "two", WORSE)
+    promote(challenger, judged, **entered, enter_refused=True)
+    assert len(list(store.list(f"{storage_root}/ledger/"))) == 2
+
+
+def test_a_promotion_killed_before_the_ledger_enters_it_when_started_again(
+    world: Any, promote: Any, registry: Any, store: Any, storage_root: Any, monkeypatch: Any
+) -> None:
+    training = world.train("one")
+    evaluation = world.evaluate("one", training, BETTER)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("components.promotion.stage.commit_run", dies)
+        with pytest.raises(KeyboardInterrupt):
+            promote(training, evaluation, videos=world.videos, ledger="m")
+    assert registry.production().version == 1
+    assert processed(store, storage_root, "m").videos == {}
+    promote(training, evaluation, videos=world.videos, ledger="m")
+    assert len(processed(store, storage_root, "m").videos) == 2
+    assert len(registry.history()) == 1
+
+
+def test_a_ledger_without_videos_is_a_mistake(world: Any, promote: Any) -> None:
+    training = world.train("one")
+    with pytest.raises(ValidationError, match="a ledger needs the videos"):
+        promote(training, world.evaluate("one", training, BETTER), ledger="m")

@@ -157,7 +157,7 @@ def html(title: str, found: RunSummary) -> bytes:
         )
         for rule in found.decision.get("rules", [])
     ]
-    rows = [
+    rows: list[list[str | float | int | Cell | None]] = [
         [
             note.stage,
             Cell(text=_state(note), mood=_STATES[note.state]),
@@ -167,7 +167,7 @@ def html(title: str, found: RunSummary) -> bytes:
         ]
         for note in found.tasks
     ]
-    figures = [
+    figures: list[list[str | float | int | Cell | None]] = [
         [note.stage, name, value] for note in found.tasks for name, value in note.metrics.items()
     ]
     pointer = found.decision.get("pointer") or {}
