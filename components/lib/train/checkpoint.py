@@ -1,10 +1,10 @@
 """Checkpoints: written while training goes on, visible only when complete, readable at any layout.
 
-A save copies this rank's shards to the host and returns; a thread then writes them with torch's
-distributed checkpoint (DCP) in its safetensors form, uploads them, and the first rank adds the
-manifest last. The thread's collectives run on a gloo group of their own, so they never interleave
-with training's. DCP describes each shard's place in the global tensor, which is what lets another
-layout read it; safetensors headers carry that description, so no pickle is involved.
+A save has this rank's shards copied to the host (`staging`) and returns; a thread then writes them
+with torch's distributed checkpoint (DCP) in its safetensors form, uploads them, and the first rank
+adds the manifest last. The thread's collectives run on a gloo group of their own, so they never
+interleave with training's. DCP describes each shard's place in the global tensor, which is what
+lets another layout read it; safetensors headers carry that description, so no pickle is involved.
 
 The trade-off: a save needs one more copy of the shards in host memory (12 bytes per parameter of
 this rank), and a second save waits for the first.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,24 @@ class Checkpoints:
         self._group = dist.new_group(backend="gloo")
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._ready: Callable[[], None] = lambda: None
         self.bytes_written = 0
 
-    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any], metrics: str) -> None:
+    def save(
+        self,
+        step: int,
+        tensors: Tensors,
+        state: Mapping[str, Any],
+        metrics: str,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
         """Save host ``tensors`` (global views, not changed afterwards) as checkpoint ``step``.
 
         ``state`` is JSON and travels in the manifest; ``metrics`` is the metrics file so far.
+        ``ready`` returns when the tensors hold what is to be written; the writer calls it.
         """
         self.wait()
+        self._ready = ready
         arguments = (step, tensors, dict(state), metrics)
         if not self.config.asynchronous:
             self._write(*arguments)
@@ -144,6 +154,7 @@ class Checkpoints:
             self._error = error
 
     def _write(self, step: int, tensors: Tensors, state: dict[str, Any], metrics: str) -> None:
+        self._ready()
         folder = f"{PREFIX}step-{step:08d}/"
         local = self.work_dir / "saving" / f"rank-{self.layout.rank:05d}" / f"step-{step:08d}"
         shutil.rmtree(local, ignore_errors=True)

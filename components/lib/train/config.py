@@ -246,6 +246,16 @@ class TrainerConfig(Frozen):
         "auto: for each block the least recomputation that the GPU's memory allows.",
     )
     compile: bool = Field(default=False, description="Compile each block with torch.compile.")
+    compile_mode: Literal["default", "reduce-overhead"] = Field(
+        default="default",
+        description="Of the tokenizers' compiled networks: reduce-overhead replays their kernels "
+        "as CUDA graphs, for small clips whose kernels are shorter than launching them.",
+    )
+    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = Field(
+        default="auto",
+        description="Kernel of the DiT's attention on GPUs. auto: the first of cudnn, flash, "
+        "efficient, math that takes the shapes.",
+    )
     ema_decay: float = Field(
         default=0.0,
         ge=0,

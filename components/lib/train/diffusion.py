@@ -106,6 +106,7 @@ class DiffusionTask:
             self._dit,
             checkpointing="none" if wanted == "auto" else wanted,
             compile_blocks=config.trainer.compile,
+            attention=config.trainer.attention,
         )
 
     @property
@@ -190,7 +191,7 @@ class DiffusionTask:
         dist.all_reduce(tightest, op=dist.ReduceOp.MIN)
         free, rows = float(tightest[0]), -float(tightest[1])
         plan = plan_recompute(self.dit.layers, rows * self.dit.hidden * 2, free)
-        configure_blocks(self._dit, checkpointing=plan)
+        configure_blocks(self._dit, checkpointing=plan, attention=self.config.trainer.attention)
         kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))
         log.info("recompute for %.1f GiB of free memory: %s", free / 2**30, kinds)
 

@@ -23,10 +23,11 @@ from components.lib.train.batches import Batch, shared_batch
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
 from components.lib.train.gradients import clip, complete_partial_gradients, global_norm
 from components.lib.train.guard import LossGuard
-from components.lib.train.layout import Layout, global_view, host_copy
+from components.lib.train.layout import Layout, global_view
 from components.lib.train.loader import Loader
 from components.lib.train.order import SampleOrder, numbers_of
 from components.lib.train.schedule import learning_rate
+from components.lib.train.staging import HostCopies
 from components.lib.train.task import Task
 
 # Dense bf16 peak of one device, FLOP/s, by a part of its name.
@@ -54,8 +55,8 @@ class Engine:
         self.ema: dict[str, torch.Tensor] = {}
         if config.trainer.ema_decay:
             self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.copies = HostCopies(layout.device)
         self._loader: Loader[Batch] | None = None
-        self._unused = 0.0
 
     def start_data(self) -> None:
         """Begin to read ahead from the current position."""
@@ -127,6 +128,7 @@ class Engine:
         clip(self.parameters.values(), norm, self.config.trainer.gradient_clip_val)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.copies.hold_back()
         (apply or self.optimizer.step)()
         self._update_ema()
         self.step += 1
@@ -173,37 +175,42 @@ class Engine:
         name = torch.cuda.get_device_name(self.layout.device)
         return next((peak for part, peak in PEAKS.items() if part in name), None)
 
-    def tensors(self, *, copy: bool) -> dict[str, torch.Tensor]:
-        """Weights, moments and moving average as global views over host memory.
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Copies of weights, moments and moving average on the host, as global views.
 
-        ``copy`` detaches them from training (for a save that runs beside it).
+        They are valid after ``copies.wait()`` and until the next call, whatever training does.
         """
         views: dict[str, torch.Tensor] = {}
-        for name, parameter in self.parameters.items():
-            moments = self._moments(parameter)
-            held = {"model": parameter, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
-            if name in self.ema:
-                held["ema"] = self.ema[name]
-            for kind, value in held.items():
-                assert isinstance(parameter, DTensor)
-                views[f"{kind}.{name}"] = global_view(
-                    host_copy(value, always=copy),
-                    parameter,
-                    self.layout,
-                    self.task.shard_dim(name),
-                )
+        self.copies.begin()
+        for kind, name, value in self._held():
+            parameter = self.parameters[name]
+            assert isinstance(parameter, DTensor)
+            key = f"{kind}.{name}"
+            local = self.copies.take(key, _local(value))
+            views[key] = global_view(local, parameter, self.layout, self.task.shard_dim(name))
+        self.copies.end()
         return views
+
+    def prepare_saves(self) -> None:
+        """Allocate the host buffers of checkpoints, which on a GPU takes seconds, before a step."""
+        for kind, name, value in self._held():
+            self.copies.prepare(f"{kind}.{name}", _local(value))
+
+    def _held(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """(kind, name, tensor) of everything that a checkpoint holds."""
+        for name, parameter in self.parameters.items():
+            first, second = self._moments(parameter)
+            yield "model", name, parameter.detach()
+            yield "exp_avg", name, first
+            yield "exp_avg_sq", name, second
+            if name in self.ema:
+                yield "ema", name, self.ema[name]
 
     def load_tensors(self, views: dict[str, torch.Tensor]) -> None:
         """Take over what a checkpoint load has filled in (the inverse of `tensors`)."""
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                first, second = self._moments(parameter)
-                held = {"model": parameter, "exp_avg": first, "exp_avg_sq": second}
-                if name in self.ema:
-                    held["ema"] = self.ema[name]
-                for kind, value in held.items():
-                    _local(value).copy_(_local(views[f"{kind}.{name}"]))
+            for kind, name, value in self._held():
+                _local(value).copy_(_local(views[f"{kind}.{name}"]))
 
     def _moments(self, parameter: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor]:
         state = self.optimizer.state[parameter]

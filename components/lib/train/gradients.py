@@ -48,10 +48,11 @@ def global_norm(parameters: Iterable[nn.Parameter], layout: Layout) -> torch.Ten
     same one; their copies are divided out.
     """
     squares = torch.zeros((), dtype=torch.float32, device=layout.device)
-    for parameter in parameters:
-        grad = local_grad(parameter)
-        if grad is not None:
-            squares += grad.float().pow(2).sum()
+    grads = [grad for parameter in parameters if (grad := local_grad(parameter)) is not None]
+    if grads:
+        # One kernel for many tensors: a tokenizer has hundreds of small ones.
+        norms = torch._foreach_norm([grad.float() for grad in grads])
+        squares += torch.stack(norms).pow(2).sum()
     dist.all_reduce(squares)
     return (squares / layout.mesh.size(0)).sqrt()
 
@@ -61,7 +62,6 @@ def clip(parameters: Iterable[nn.Parameter], norm: torch.Tensor, limit: float) -
     if limit <= 0:
         return
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for parameter in parameters:
-        grad = local_grad(parameter)
-        if grad is not None:
-            grad.mul_(scale)
+    grads = [grad for parameter in parameters if (grad := local_grad(parameter)) is not None]
+    if grads:
+        torch._foreach_mul_(grads, scale)

@@ -232,10 +232,3 @@ def global_view(local: torch.Tensor, like: DTensor, layout: Layout, tp_dim: int 
         shape=torch.Size(shape),
         stride=strides,
     )
-
-
-def host_copy(value: torch.Tensor, *, always: bool) -> torch.Tensor:
-    """This rank's shard on the host; a copy if ``always`` or if it lies on a device."""
-    local = value.to_local() if isinstance(value, DTensor) else value
-    moved = local.detach().to("cpu")
-    return moved.clone() if always and moved.data_ptr() == local.data_ptr() else moved

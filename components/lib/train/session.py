@@ -87,6 +87,8 @@ class Session:
         if self.config.resume.resume_if_exists:
             self._resume()
         self._first_step = self.engine.step
+        if self.layout.device.type == "cuda":
+            self.engine.prepare_saves()
         self.engine.start_data()
         if self.engine.step == 0 and self.config.trainer.val_check_interval:
             self._validate()
@@ -138,7 +140,8 @@ class Session:
         folder = ""
         while (found := self.checkpoints.newest(before=folder)) is not None:
             folder, manifest = found
-            views = self.engine.tensors(copy=True)
+            views = self.engine.tensors()
+            self.engine.copies.wait()
             try:
                 text = self.checkpoints.load(folder, manifest, views, local_rank())
             except DamagedCheckpoint as error:
@@ -185,7 +188,13 @@ class Session:
         if self._validated is not None and self._validated[0] == step:
             state["validation_loss"] = self._validated[1]
         text = self.metrics.text() if self.metrics is not None else ""
-        self.checkpoints.save(step, self.engine.tensors(copy=True), state, text)
+        began = time.monotonic()
+        self.checkpoints.wait()  # until the save before this one needs its host copies no more
+        tensors = self.engine.tensors()
+        self.checkpoints.save(step, tensors, state, text, self.engine.copies.wait)
+        if self.layout.is_main:
+            stopped = time.monotonic() - began
+            log.info("checkpoint of step %d: training stood still for %.2f s", step, stopped)
         self._saved_step = step
 
     def _export(self, name: str, values: dict[str, torch.Tensor]) -> list[FileEntry]:

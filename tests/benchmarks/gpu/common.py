@@ -6,7 +6,9 @@ device: a large bf16 matrix product on random data and a device-to-device copy.
 
 from __future__ import annotations
 
+import resource
 import statistics
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -15,11 +17,14 @@ import torch
 PEAK_BF16 = 989e12  # H100 and H200 SXM, dense
 
 KINDS = (
-    ("attention", ("sdpa", "flash", "fmha", "dot_do_o", "convert_dq")),
-    ("communication", ("nccl",)),
+    ("attention", ("sdpa", "flash", "fmha", "dot_do_o", "convert_dq", "scaled_dot_product")),
+    ("communication", ("nccl", "gloo", "c10d", "_c10d_functional", "wait_tensor")),
     ("optimizer", ("adam", "multi_tensor", "foreach")),
-    ("matrix products", ("nvjet", "gemm", "cutlass", "xmma", "cublas", "convolution", "_mm_")),
-    ("copies", ("memcpy", "memset")),
+    (
+        "matrix products",
+        ("nvjet", "gemm", "cutlass", "xmma", "cublas", "convolution", "_mm_", "::mm", "::bmm"),
+    ),
+    ("copies", ("memcpy", "memset", "::copy_")),
 )
 
 
@@ -50,21 +55,54 @@ def milliseconds(work: Callable[[], object], repeats: int = 5, warm_up: int = 2)
     return statistics.median(times)
 
 
+def kind_of(name: str) -> str:
+    """Which part of a step a kernel (or, on a CPU, an operator) belongs to, by its name."""
+    lower = name.lower()
+    return next((kind for kind, words in KINDS if any(w in lower for w in words)), "elementwise")
+
+
 def breakdown(work: Callable[[], object]) -> dict[str, float]:
-    """Kernel milliseconds of one call by kind; whatever matches none is 'elementwise'."""
+    """Milliseconds of one call by kind, largest first; whatever matches no kind is 'elementwise'.
+
+    On a GPU: kernel time, beside it 'exposed communication' (while nothing else ran) and 'idle'
+    (no kernel at all). On a CPU: the operators' own time.
+    """
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+    cuda = torch.cuda.is_available()
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    with profile(activities=[activity]) as trace:
+        begun = time.perf_counter()
         work()
-        torch.cuda.synchronize()
+        if cuda:
+            torch.cuda.synchronize()
+        wall = (time.perf_counter() - begun) * 1e3
     sums: dict[str, float] = {}
-    for event in trace.key_averages():
-        spent = event.self_device_time_total / 1e3
-        name = event.key.lower()
-        kind = next((k for k, words in KINDS if any(w in name for w in words)), "elementwise")
-        if spent:
-            sums[kind] = sums.get(kind, 0.0) + spent
-    return dict(sorted(sums.items(), key=lambda pair: -pair[1]))
+    if cuda:
+        spans = [
+            (event.time_range.start / 1e3, event.time_range.end / 1e3, kind_of(event.name))
+            for event in trace.events()
+            if event.device_type == torch.autograd.DeviceType.CUDA
+        ]
+        for start, end, kind in spans:
+            sums[kind] = sums.get(kind, 0.0) + end - start
+        busy = covered((start, end) for start, end, _ in spans)
+        working = covered((s, e) for s, e, kind in spans if kind != "communication")
+        sums |= {"exposed communication": busy - working, "idle": max(wall - busy, 0.0)}
+    else:
+        for event in trace.key_averages():
+            kind = kind_of(event.key)
+            sums[kind] = sums.get(kind, 0.0) + event.self_cpu_time_total / 1e3
+    return dict(sorted(((k, v) for k, v in sums.items() if v > 0), key=lambda pair: -pair[1]))
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of (start, end) intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def matrix_rate(size: int = 8192) -> float:
@@ -82,8 +120,17 @@ def copy_rate(gib: float = 4.0) -> float:
 
 
 def peak_gib() -> float:
-    """Most memory allocated since `reset`."""
-    return torch.cuda.max_memory_allocated() / 2**30
+    """Most memory allocated since `reset`; on a CPU the most this process ever held."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def allocator_retries() -> int:
+    """How often the allocator had to give memory back and ask again: each costs a stop."""
+    if not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
 
 
 def reset() -> None:
@@ -92,8 +139,9 @@ def reset() -> None:
 
     gc.collect()
     torch._dynamo.reset()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
@@ -103,7 +151,10 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def header() -> None:
-    """Print device, versions and the measured ceilings."""
+    """Print device, versions and the measured ceilings (none without a GPU)."""
+    if not torch.cuda.is_available():
+        print(f"device: CPU, torch {torch.__version__}: this proves the command, not a speed")
+        return
     name = torch.cuda.get_device_name()
     cudnn = torch.backends.cudnn.version()
     print(f"device: {name}, torch {torch.__version__}, cuDNN {cudnn}")
