@@ -93,10 +93,13 @@ def encoder_of(tokenizer: CosmosTokenizer, dtype: torch.dtype) -> Callable[[Tens
     """Bytes [B, T, H, W, 3] to latents [B, C, T', H', W'], not normalised, in ``dtype``.
 
     Clips that fit one window of the tokenizer take the folded encoder; longer ones, and networks
-    that cannot be folded, the tokenizer's own.
+    that cannot be folded, the tokenizer's own. On a GPU the folded one is compiled, one graph for
+    each shape of clip, which fuses its elementwise work.
     """
     window = tokenizer.config.window
     folded = fold_encoder(tokenizer, dtype) if can_fold(tokenizer) else None
+    if folded is not None and next(tokenizer.parameters()).is_cuda:
+        folded = torch.compile(folded, dynamic=False)
 
     def encode(frames: Tensor) -> Tensor:
         if folded is not None and frames.shape[1] <= window:

@@ -71,7 +71,9 @@ def cosmos_diffusion_14b_video2world_finetune() -> DiffusionConfig:
 def train_tokenizer() -> TokenizerConfig:
     """Cosmos-1.0-Tokenizer-CV8x8x8 or DV8x16x16 (`model.model`), as the guide trains it."""
     return TokenizerConfig(
-        trainer=TrainerConfig(max_steps=1000, val_check_interval=100, gradient_clip_val=0.0),
+        trainer=TrainerConfig(
+            max_steps=1000, val_check_interval=100, gradient_clip_val=0.0, compile=True
+        ),
         optim=OptimConfig(
             config=OptimizerConfig(lr=1e-4, adam_beta1=0.5, adam_beta2=0.999, weight_decay=0.01)
         ),

@@ -122,8 +122,7 @@ class TokenizerTask:
             self._net.set_latent_statistics(*(extras[name] for name in STATISTICS))
         register_fsdp_forward_method(self.model, "encode")
         if self.config.trainer.compile:
-            self._net.encoder.compile()
-            self._net.decoder.compile()
+            compile_networks(self._net, self.config.trainer.compile_mode)
 
     def train_counts(self) -> list[int]:
         """Videos of each training shard."""
@@ -266,6 +265,17 @@ class TokenizerTask:
             "validation_samples": len(pairs),
             "validation": "held-out" if split == "validation" else "same-video",
         }
+
+
+def compile_networks(net: CosmosTokenizer, mode: str, backend: str = "inductor") -> None:
+    """Compile what lies inside FSDP's hooks of encoder and decoder; the hooks stay as they are.
+
+    In mode ``reduce-overhead`` the kernels are replayed as CUDA graphs, on GPUs only. Graphs are
+    recorded again when FSDP gathers weights to other addresses, so results never depend on it.
+    """
+    chosen = mode if backend == "inductor" else None
+    for part in (net.encoder, net.decoder):
+        part.forward = torch.compile(part.forward, backend=backend, mode=chosen)
 
 
 def needs_flow(config: TokenizerConfig) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -124,6 +125,7 @@ def diffusion_arguments(latent_folder: Path, prompt_folder: Path, dit_folder: Pa
         "optim.lr_scheduler.warmup_steps=0",
         "log.ckpt.every_n_train_steps=0",
         "log.tensorboard=false",
+        "trainer.accelerator=cpu",
     ]
 
 
@@ -162,10 +164,66 @@ def tokenizer_arguments(video_folder: Path) -> list[str]:
         "optim.lr_scheduler.warmup_steps=0",
         "log.ckpt.every_n_train_steps=0",
         "log.tensorboard=false",
+        "trainer.accelerator=cpu",
     ]
 
 
 Scenario = dict[str, Any]
+
+
+class Hardware(NamedTuple):
+    """What the layouts are compared on, and how near their figures must be (relative).
+
+    By default gloo ranks on the CPU in fp32. COSMOS_TEST_GPUS=2 takes that many GPUs: NCCL, and
+    bf16 compute on fp32 masters, as trained for real; COSMOS_TEST_PRECISION=bf16-mixed does the
+    same arithmetic on the CPU. In bf16 each rounding is up to 2^-9 = 2e-3, and layouts sum in
+    different orders: a loss, a mean over thousands of numbers, keeps far more digits than a
+    gradient norm.
+    """
+
+    gpus: int = 0
+    bf16: bool = False
+
+    @property
+    def arguments(self) -> list[str]:
+        """Overrides of every training."""
+        accelerator = f"trainer.accelerator={'gpu' if self.gpus else 'cpu'}"
+        return [accelerator, "trainer.precision=bf16-mixed"] if self.bf16 else [accelerator]
+
+    @property
+    def loss(self) -> float:
+        """Tolerance of losses."""
+        return 2e-3 if self.bf16 else 1e-5
+
+    @property
+    def norm(self) -> float:
+        """Tolerance of gradient norms."""
+        return 1e-2 if self.bf16 else 1e-5
+
+    def tolerance(self, metric: str) -> float:
+        """Tolerance of a metric by its name; what is not computed in bf16 is exact."""
+        return {"loss": self.loss, "grad_norm": self.norm}.get(metric, 1e-5)
+
+    def fits(self, world: int) -> bool:
+        """Whether so many ranks can run, each on a GPU of its own."""
+        return not self.gpus or world <= self.gpus
+
+
+HARDWARE = Hardware(
+    int(os.environ.get("COSMOS_TEST_GPUS", "0")),
+    bool(int(os.environ.get("COSMOS_TEST_GPUS", "0")))
+    or os.environ.get("COSMOS_TEST_PRECISION") == "bf16-mixed",
+)
+
+
+@pytest.fixture(scope="session")
+def hardware() -> Hardware:
+    """See `Hardware`."""
+    if HARDWARE.gpus > torch.cuda.device_count():
+        pytest.skip(
+            f"COSMOS_TEST_GPUS={HARDWARE.gpus}, but {torch.cuda.device_count()} GPUs are here"
+        )
+    return HARDWARE
 
 
 def run_scenarios(folder: Path, scenarios: list[Scenario]) -> None:

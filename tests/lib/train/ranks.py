@@ -33,9 +33,10 @@ def main(path: Path, rank: int) -> None:
         }
         config = parse(["--yes", *scenario["arguments"], f"log.log_dir={folder}"])
         assert config is not None
+        gpu = config.trainer.accelerator == "gpu"
         # A file and not a port: ports chosen beforehand may be taken by then.
         dist.init_process_group(
-            "gloo",
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
             init_method=f"file://{folder}.rendezvous",
             rank=rank,
             world_size=scenario["world"],
