@@ -105,6 +105,7 @@ def submit(
     parameters: Mapping[str, Any],
     *,
     images: Mapping[str, str] | None = None,
+    gpu_type: str | None = None,
     experiment: str = "cosmos",
     name: str | None = None,
     service_account: str | None = SERVICE_ACCOUNT,
@@ -112,11 +113,12 @@ def submit(
 ) -> RunInfo:
     """Start a run of one of `pipelines.catalog`; upload the pipeline first if it changed.
 
-    ``images`` maps default images to what to run instead. ``caching=False`` runs every stage
-    again (stages still find outputs that are complete in the store). Raises UserError for unknown
-    parameters, bad overrides, and what KFP refuses.
+    ``images`` maps default images to what to run instead; ``gpu_type`` is the value of the node
+    label nvidia.com/gpu.product of the nodes to use (default: any). ``caching=False`` runs every
+    stage again (stages still find outputs that are complete in the store). Raises UserError for
+    unknown parameters, bad overrides, and what KFP refuses.
     """
-    text = _compiled(pipeline, images)
+    text = _compiled(pipeline, images, gpu_type)
     checked = check_parameters(text, parameters)
     uploaded = upload(server, text)
     experiment_id = _experiment(server, experiment)
@@ -295,6 +297,7 @@ def create_schedule(
     parameters: Mapping[str, Any],
     *,
     images: Mapping[str, str] | None = None,
+    gpu_type: str | None = None,
     experiment: str = "cosmos",
     service_account: str | None = SERVICE_ACCOUNT,
     catch_up: bool = False,
@@ -306,7 +309,7 @@ def create_schedule(
     ``cron`` has the usual five fields, or six with seconds in front. Names are unique: a second
     schedule of the same name is refused.
     """
-    text = _compiled(pipeline, images)
+    text = _compiled(pipeline, images, gpu_type)
     checked = check_parameters(text, parameters)
     expression = six_fields(cron)
     if any(schedule.name == name for schedule in list_schedules(server)):
@@ -405,10 +408,10 @@ def six_fields(cron: str) -> str:
 # -- shared ----------------------------------------------------------------------------------
 
 
-def _compiled(pipeline: str, images: Mapping[str, str] | None) -> str:
+def _compiled(pipeline: str, images: Mapping[str, str] | None, gpu_type: str | None) -> str:
     from pipelines.commands.compile import compile_pipeline
 
-    return compile_pipeline(pipeline, dict(images or {}))
+    return compile_pipeline(pipeline, dict(images or {}), gpu_type)
 
 
 def _spec(text: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Literal
 from kfp import dsl, kubernetes
 
 from components.lib.contract import Frozen
+from components.training.launch.interface import GPU_PRODUCT, GPU_TAINT, GPU_TYPE_VARIABLE
 
 S3_SECRET = "cosmos-s3"  # noqa: S105 - the names of Secrets, not secrets
 HF_SECRET = "cosmos-huggingface"  # noqa: S105
@@ -38,9 +39,14 @@ class Resources(Frozen):
 
 
 class Profile(Frozen):
-    """Where a pipeline runs."""
+    """Where a pipeline runs.
+
+    ``gpu_type`` is a value of the node label nvidia.com/gpu.product, which NVIDIA's GPU operator
+    sets: steps and training jobs with GPUs go to such nodes only.
+    """
 
     cluster: bool
+    gpu_type: str | None = None
 
 
 CLUSTER = Profile(cluster=True)
@@ -77,6 +83,12 @@ def place(
         task.set_accelerator_type("nvidia.com/gpu")
         task.set_accelerator_limit(resources.gpus)
         kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory")  # noqa: S108
+        # nodes with GPUs are usually closed to everything else by this taint
+        kubernetes.add_toleration(task, key=GPU_TAINT, operator="Exists", effect="NoSchedule")
+        if profile.gpu_type:
+            kubernetes.add_node_selector(task, GPU_PRODUCT, profile.gpu_type)
+    if profile.gpu_type:
+        task.set_env_variable(GPU_TYPE_VARIABLE, profile.gpu_type)  # for the jobs of training
     for name, value in (environment or {}).items():
         task.set_env_variable(name, value)
     # by this id `status` finds a run's training job and `cancel` what is left of it

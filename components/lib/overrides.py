@@ -1,5 +1,7 @@
 """Overrides: ``stage.field=value`` for any stage, ``group.field=value`` for the trainer.
 
+A field that is a mapping also takes its entries one by one: ``training.job.queue=training``.
+
 A pipeline's form has few parameters; everything else goes through one list of overrides. Values
 are YAML, so ``true``, ``3``, ``1e-4``, ``[a, b]`` and plain text mean what they look like.
 Words before the first dot are either a stage's name or one of the trainer's config groups, which
@@ -13,7 +15,7 @@ import difflib
 import importlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -79,6 +81,10 @@ def stage_overrides(stage: str, overrides: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"The override '{override}' names no stage: '{head}'.{nearest}")
         elif head == stage:
             known = stage_config(stage).model_fields
+            outer, _, key = field.partition(".")
+            if key and outer in known and get_origin(known[outer].annotation) is dict:
+                fields[outer] = {**fields.get(outer, {}), key: parse_value(match["value"])}
+                continue
             if field not in known:
                 raise UserError(
                     f"Stage {stage} has no field '{field}' (in the override '{override}')."

@@ -12,9 +12,9 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
 from components.lib.manifest import MANIFEST_NAME, FileEntry, Manifest
@@ -24,6 +24,9 @@ from components.lib.train.config import DiffusionConfig, TokenizerConfig
 from components.lib.train.overrides import apply_overrides
 from components.lib.train.recipes import recipe
 from components.training.launch.interface import (
+    GPU_PRODUCT,
+    GPU_TAINT,
+    GPU_TYPE_VARIABLE,
     LaunchRequest,
     SecretValue,
     guide_environment,
@@ -41,6 +44,20 @@ _SECRETS = {
     "AWS_REGION": SecretValue(secret=_S3, key="region", optional=True),
     "WANDB_API_KEY": SecretValue(secret=_WANDB, key="api-key", optional=True),
 }
+
+
+def _valid_job(given: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a slip in the job's options when the run is submitted, not after hours of encoding."""
+    known = {"name": "x", "image": "x", "command": ("x",)}
+    if set(given) & {"name", "command"}:
+        raise ValueError("name and command are the stage's own")
+    try:
+        LaunchRequest.model_validate({**known, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}: {first['msg']}") from error
+    return given
 
 
 class TrainingConfig(StageConfig):
@@ -68,7 +85,7 @@ class TrainingConfig(StageConfig):
     )
     image: str = operational("", "Training image of a job; empty: the stage's own.")
     gpus_per_node: int = operational(8, "GPUs of each pod of a job.", ge=0)
-    job: dict[str, Any] = operational(
+    job: Annotated[dict[str, Any], AfterValidator(_valid_job)] = operational(
         {}, "More of a job: namespace, memory, queue, tolerations, … (see LaunchRequest)."
     )
     grace_seconds: int = operational(
@@ -157,6 +174,10 @@ def launch_request(
     if not local:
         fields["image"] = config.image or _own_image()
         fields["secret_env"] = _SECRETS
+        if gpus:
+            fields["tolerations"] = ({"key": GPU_TAINT, "effect": "NoSchedule"},)
+            if kind := os.environ.get(GPU_TYPE_VARIABLE):
+                fields["node_selector"] = {GPU_PRODUCT: kind}
     fields |= config.job
     try:
         return LaunchRequest.model_validate(fields)

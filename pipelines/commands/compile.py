@@ -24,6 +24,10 @@ def command(
             "--image", help="data|preprocess|train=reference; pin releases by digest. Repeatable."
         ),
     ] = None,
+    gpu_type: Annotated[
+        str | None,
+        typer.Option(help="Only nodes whose label nvidia.com/gpu.product has this value."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; fail when a file is stale.")
     ] = False,
@@ -32,7 +36,7 @@ def command(
     selected = names or list(PIPELINES)
     stale = []
     for name in selected:
-        text = compile_pipeline(name, image_overrides(image or []))
+        text = compile_pipeline(name, image_overrides(image or []), gpu_type)
         target = output / f"{name}.yaml"
         if check:
             if not target.is_file() or target.read_text() != text:
@@ -66,8 +70,10 @@ def image_overrides(pairs: list[str]) -> dict[str, str]:
     return result
 
 
-def compile_pipeline(name: str, images: dict[str, str] | None = None) -> str:
-    """The YAML of a pipeline for a cluster, with images replaced as asked."""
+def compile_pipeline(
+    name: str, images: dict[str, str] | None = None, gpu_type: str | None = None
+) -> str:
+    """The YAML of a pipeline for a cluster, with images replaced and GPUs chosen as asked."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from kfp import compiler
@@ -76,7 +82,8 @@ def compile_pipeline(name: str, images: dict[str, str] | None = None) -> str:
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pipeline.yaml"
-            compiler.Compiler().compile(catalog.load(name, profiles.CLUSTER), str(path))
+            profile = profiles.CLUSTER.model_copy(update={"gpu_type": gpu_type})
+            compiler.Compiler().compile(catalog.load(name, profile), str(path))
             text = path.read_text()
     for default, reference in (images or {}).items():
         text = text.replace(f"image: {default}\n", f"image: {reference}\n")

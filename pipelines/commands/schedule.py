@@ -12,6 +12,7 @@ from components.lib.contract import UserError
 from pipelines.commands.submit import (
     Account,
     Endpoint,
+    GpuType,
     Images,
     Namespace,
     Overrides,
@@ -43,6 +44,7 @@ def command(
         Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")
     ] = None,
     image: Images = None,
+    gpu_type: GpuType = None,
     experiment: Annotated[str, typer.Option(help="Experiment that groups runs.")] = "cosmos",
     catch_up: Annotated[
         bool, typer.Option("--catch-up", help="Make up for slots missed while paused.")
@@ -80,6 +82,7 @@ def command(
             str(cron),
             collect_parameters(parameters_file, parameter, override),
             images=image_overrides(image or []),
+            gpu_type=gpu_type,
             experiment=experiment,
             service_account=service_account or None,
             catch_up=catch_up,

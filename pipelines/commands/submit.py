@@ -29,6 +29,10 @@ Images = Annotated[
     list[str] | None,
     typer.Option("--image", help="data|preprocess|train=reference, best by digest. Repeatable."),
 ]
+GpuType = Annotated[
+    str | None,
+    typer.Option("--gpu-type", help="Only nodes whose label nvidia.com/gpu.product is this."),
+]
 Account = Annotated[
     str, typer.Option("--service-account", help="ServiceAccount of the steps (manifests/base).")
 ]
@@ -42,6 +46,7 @@ def command(
         Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")
     ] = None,
     image: Images = None,
+    gpu_type: GpuType = None,
     experiment: Annotated[str, typer.Option(help="Experiment that groups runs.")] = "cosmos",
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     cache: Annotated[bool, typer.Option(help="Let KFP reuse earlier results of steps.")] = True,
@@ -66,6 +71,7 @@ def command(
         pipeline,
         given,
         images=image_overrides(image or []),
+        gpu_type=gpu_type,
         experiment=experiment,
         name=name,
         service_account=service_account or None,

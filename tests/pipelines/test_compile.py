@@ -125,6 +125,41 @@ def test_jobs_run_in_the_image_of_their_step(compiled: tuple[str, list[Any]]) ->
     assert {"name": "COSMOS_TRAIN_IMAGE", "value": pinned} in step["env"]
 
 
+def platform(documents: list[Any]) -> dict[str, Any]:
+    return documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def test_steps_with_gpus_tolerate_their_nodes_taint(compiled: tuple[str, list[Any]]) -> None:
+    _, documents = compiled
+    for name, executor in executors(documents).items():
+        has_gpus = "accelerator" in executor["container"].get("resources", {})
+        found = platform(documents)[name].get("tolerations", [])
+        wanted = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert found == (wanted if has_gpus else []), name
+
+
+def test_the_kind_of_gpu_can_be_chosen(compiled: tuple[str, list[Any]]) -> None:
+    """Of the steps by their node selector, of the training job through the step's environment."""
+    name, plain = compiled
+    assert not any("nodeSelector" in item for item in platform(plain).values())
+    kind = "NVIDIA-H100-80GB-HBM3"
+    documents = list(yaml.safe_load_all(compile_pipeline(name, gpu_type=kind)))
+    chosen = {
+        executor: item["nodeSelector"]["labels"]
+        for executor, item in platform(documents).items()
+        if "nodeSelector" in item
+    }
+    assert set(chosen) == {
+        executor
+        for executor, item in executors(documents).items()
+        if "accelerator" in item["container"].get("resources", {})
+    }
+    assert "exec-evaluation" in chosen
+    assert all(labels == {"nvidia.com/gpu.product": kind} for labels in chosen.values())
+    step = executors(documents)["exec-training"]["container"]
+    assert {"name": "COSMOS_GPU_TYPE", "value": kind} in step["env"]
+
+
 def test_images_can_be_pinned_by_digest() -> None:
     pinned = "registry.example/cosmos/data@sha256:" + "0" * 64
     text = compile_pipeline("tokenizer", image_overrides([f"data={pinned}"]))

@@ -26,9 +26,29 @@ def test_stage_and_trainer_overrides_reach_their_stage() -> None:
     assert stage_overrides("tar_sharding", overrides) == {}
 
 
+def test_entries_of_a_mapping_are_set_one_by_one() -> None:
+    overrides = [
+        "training.job.queue=training",
+        "training.job.node_selector={gpu: h100}",
+        "training.job.active_deadline_seconds=3600",
+    ]
+    check_overrides(overrides)
+    assert stage_overrides("training", overrides) == {
+        "job": {
+            "queue": "training",
+            "node_selector": {"gpu": "h100"},
+            "active_deadline_seconds": 3600,
+        }
+    }
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("training.job.quue=x", ["training", "'job'", "quue", "not permitted"]),
+        ("training.job.memory=64 GB", ["'job'", "'64 GB' is not a quantity"]),
+        ("training.job={restart_policy: Sometimes}", ["restart_policy", "OnFailure"]),
+        ("training.job.name=mine", ["name and command are the stage's own"]),
         ("latent_encodng.frames=1", ["latent_encodng", "Did you mean 'latent_encoding'"]),
         (
             "latent_encoding.chunks_per_vido=2",

@@ -26,6 +26,10 @@ REQUEST_ANNOTATION = PREFIX + "request"
 PROGRESS_ANNOTATION = PREFIX + "progress"
 RUN_LABEL = PREFIX + "run"
 # RUN_VARIABLE, set on the step's pod, holds the id of the KFP run, by which its jobs are found.
+# Nodes with GPUs carry this taint; the label, of NVIDIA's GPU operator, names the kind of GPU.
+GPU_TAINT = "nvidia.com/gpu"
+GPU_PRODUCT = "nvidia.com/gpu.product"
+GPU_TYPE_VARIABLE = "COSMOS_GPU_TYPE"
 NAME_LABEL = "app.kubernetes.io/name"
 NAME_LIMIT = 46  # leaves room for "-worker-12345" and more in a 63 character host name
 
