@@ -104,21 +104,32 @@ def core() -> Any:
 
 
 @pytest.fixture(scope="session")
-def account_config(applied: None, core: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A KUBECONFIG with the token of the steps' ServiceAccount."""
+def config_of(
+    applied: None, core: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A KUBECONFIG with the token of a ServiceAccount in our namespace."""
     from kubernetes import client
 
-    body = client.AuthenticationV1TokenRequest(
-        spec=client.V1TokenRequestSpec(audiences=["https://kubernetes.default.svc"])
-    )
-    token = core.create_namespaced_service_account_token("cosmos-pipeline", NAMESPACE, body)
-    given = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
-    given["users"] = [{"name": "step", "user": {"token": token.status.token}}]
-    for context in given["contexts"]:
-        context["context"].update(user="step", namespace=NAMESPACE)
-    path = tmp_path_factory.mktemp("account") / "kubeconfig"
-    path.write_text(yaml.safe_dump(given))
-    return path
+    def make(account: str) -> Path:
+        body = client.AuthenticationV1TokenRequest(
+            spec=client.V1TokenRequestSpec(audiences=["https://kubernetes.default.svc"])
+        )
+        token = core.create_namespaced_service_account_token(account, NAMESPACE, body)
+        given = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+        given["users"] = [{"name": account, "user": {"token": token.status.token}}]
+        for context in given["contexts"]:
+            context["context"].update(user=account, namespace=NAMESPACE)
+        path = tmp_path_factory.mktemp("account") / "kubeconfig"
+        path.write_text(yaml.safe_dump(given))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def account_config(config_of: Callable[[str], Path]) -> Path:
+    """A KUBECONFIG with the token of the steps' ServiceAccount."""
+    return config_of("cosmos-pipeline")
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from components.training.launch.interface import LaunchRequest
 from components.training.launch.pytorchjob import PyTorchJob
@@ -17,19 +17,22 @@ JOBS = "/apis/kubeflow.org/v1/namespaces/{ns}/pytorchjobs"
 
 @pytest.fixture(scope="module")
 def call(account_config: Path) -> Any:
-    """Status of a call with the account's token."""
+    """Status of a call with the token of the steps' account."""
+    return caller(account_config)
+
+
+def caller(path: Path) -> Any:
+    """A function that makes a call with the token of a KUBECONFIG; it returns the status."""
     from kubernetes import client, config
     from kubernetes.client.exceptions import ApiException
 
     settings = client.Configuration()
-    config.load_kube_config(str(account_config), client_configuration=settings)
+    config.load_kube_config(str(path), client_configuration=settings)
     api = client.ApiClient(settings)
 
     def status(method: str, path: str, body: Any = None, namespace: str = "cosmos") -> int:
-        query = []
-        if "?" in path:
-            path, _, text = path.partition("?")
-            query = [tuple(pair.split("=", 1)) for pair in text.split("&")]
+        path, _, text = path.partition("?")
+        query = [tuple(pair.split("=", 1)) for pair in text.split("&") if pair]
         headers = {"Content-Type": "application/json"}
         if method == "PATCH":
             headers["Content-Type"] = "application/merge-patch+json"
@@ -51,7 +54,7 @@ def call(account_config: Path) -> Any:
     return status
 
 
-def test_the_launcher_s_calls_are_allowed(call: Any) -> None:
+def test_the_launcher_s_calls_are_allowed(call: Any, node_store: str) -> None:
     name = f"r-{uuid.uuid4().hex[:8]}"
     request = LaunchRequest(name=name, image="none", command=("-c", "pass"), suspend=True)
     body = PyTorchJob().body(request)
@@ -65,6 +68,7 @@ def test_the_launcher_s_calls_are_allowed(call: Any) -> None:
         "events": call("GET", "/api/v1/namespaces/{ns}/events"),
         "quotas": call("GET", "/api/v1/namespaces/{ns}/resourcequotas"),
         "kfp": call("GET", "/api/v1/namespaces/{ns}/configmaps/kfp-launcher"),
+        "store": call("GET", "/api/v1/namespaces/{ns}/secrets/cosmos-s3"),
     }
     assert all(status in (200, 201) for status in results.values()), results
     # Allowed, but there is nothing of that name or kind: not a refusal.
@@ -105,14 +109,24 @@ def test_other_namespaces_are_out_of_reach(call: Any, path: str) -> None:
     assert call("GET", path, namespace="default") == 403
 
 
-def test_the_ranks_account_may_do_nothing(applied: None) -> None:
-    from .conftest import kubectl
-
-    account = "system:serviceaccount:cosmos:cosmos-trainer"
-    rules = kubectl("get", "rolebindings", "-n", "cosmos", "-o", "yaml")
-    subjects = [
-        subject["name"]
-        for binding in yaml.safe_load(rules)["items"]
-        for subject in binding["subjects"]
-    ]
-    assert "cosmos-trainer" not in subjects, account
+@pytest.mark.parametrize("account", ["cosmos-trainer", "default"])
+def test_the_ranks_account_may_do_nothing(config_of: Callable[[str], Path], account: str) -> None:
+    """What the steps may, with the token of an account that pods could get instead."""
+    call = caller(config_of(account))
+    results = {
+        f"{method} {path}": call(method, path, {} if method != "GET" else None)
+        for method, path in (
+            ("POST", JOBS),
+            ("GET", f"{JOBS}/x"),
+            ("DELETE", f"{JOBS}/x"),
+            ("PATCH", f"{JOBS}/x"),
+            ("GET", f"{JOBS}?watch=true&timeoutSeconds=1"),
+            ("GET", "/api/v1/namespaces/{ns}/pods"),
+            ("GET", "/api/v1/namespaces/{ns}/pods/x/log"),
+            ("GET", "/api/v1/namespaces/{ns}/events"),
+            ("GET", "/api/v1/namespaces/{ns}/resourcequotas"),
+            ("GET", "/api/v1/namespaces/{ns}/configmaps/kfp-launcher"),
+            ("GET", "/api/v1/namespaces/{ns}/secrets/cosmos-s3"),
+        )
+    }
+    assert set(results.values()) == {403}, results

@@ -15,7 +15,7 @@ from components import images
 from components.lib.manifest import Manifest
 from components.lib.store import ObjectStore
 
-from .building import ROOT, build, run
+from .building import ROOT, build_all, run
 
 pytestmark = pytest.mark.docker
 NAMES = {"data": images.DATA, "preprocess": images.PREPROCESS, "train": images.TRAIN}
@@ -38,8 +38,8 @@ def built() -> dict[str, str]:
     if os.environ.get("COSMOS_TEST_DOCKER", "") == "" and not docker_answers():
         pytest.skip("there is no Docker daemon")
     if not os.environ.get("COSMOS_TEST_KEEP_IMAGES"):
-        for name, reference in NAMES.items():
-            print(build(name, reference))
+        for line in build_all(NAMES):
+            print(line)
     return NAMES
 
 

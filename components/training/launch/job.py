@@ -166,6 +166,7 @@ class _Run:
         """Delete the job, within the grace period of the step's own pod."""
         self.follower.finish(timeout_s=0)
         self.cluster.patience_s = 20.0
+        self.cluster.timeout_s = min(self.cluster.timeout_s, 5.0)
         self.cluster.delete(*self.kind, self.request.name)
         self.progress.log(f"cancelled: deleted {self.title}")
 
