@@ -20,6 +20,7 @@ from components.lib.contract import Progress, StageConfig, UserError, manifest_i
 from components.lib.manifest import MANIFEST_NAME, FileEntry, Manifest
 from components.lib.stage import Output, StageResult, StageSpec, execute
 from components.lib.store import ObjectStore
+from components.lib.train.choices import GUIDE_TP
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
 from components.lib.train.overrides import apply_overrides
 from components.lib.train.recipes import recipe
@@ -153,7 +154,9 @@ def launch_request(
     local = config.launcher == "process"
     log_dir = str(output.scratch / "train") if local else "/tmp/cosmos-train"  # noqa: S108
     gpus = _local_gpus() if local else config.gpus_per_node
-    strategy = resolved.trainer.strategy
+    tensor_parallel = resolved.trainer.strategy.tensor_model_parallel_size
+    if not tensor_parallel:  # the ranks will choose
+        tensor_parallel = GUIDE_TP if gpus and gpus % GUIDE_TP == 0 else 1
     address = output.uri.rstrip("/").rsplit("/", 1)[-1]
     fields: dict[str, Any] = {
         "name": job_name(address),
@@ -163,9 +166,7 @@ def launch_request(
             *settings,
             f"log.log_dir={log_dir}",
         ),
-        "env": guide_environment(
-            gpus, strategy.tensor_model_parallel_size, strategy.sequence_parallel
-        ),
+        "env": guide_environment(gpus, tensor_parallel),
         "nodes": config.nodes,
         "gpus_per_node": gpus,
         "processes_per_node": config.nproc or (gpus or 2),

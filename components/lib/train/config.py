@@ -192,7 +192,10 @@ class StrategyConfig(Frozen):
     """How the ranks share the work. Ranks = tensor parallel x data parallel."""
 
     tensor_model_parallel_size: int = Field(
-        default=1, ge=1, description="Ranks that share each layer."
+        default=1,
+        ge=0,
+        description="Ranks that share each layer; 0 chooses by model, GPUs per node and their "
+        "memory.",
     )
     sequence_parallel: bool = Field(
         default=False,

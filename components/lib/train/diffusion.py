@@ -193,7 +193,8 @@ class DiffusionTask:
         plan = plan_recompute(self.dit.layers, rows * self.dit.hidden * 2, free)
         configure_blocks(self._dit, checkpointing=plan, attention=self.config.trainer.attention)
         kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))
-        log.info("recompute for %.1f GiB of free memory: %s", free / 2**30, kinds)
+        if self.layout.is_main:
+            log.info("recompute for %.1f GiB of free memory: %s", free / 2**30, kinds)
 
     def _edm(self, batch: Batch) -> Any:
         return edm_loss(

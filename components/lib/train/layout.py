@@ -135,6 +135,7 @@ def stop_processes() -> None:
 def check_layout(strategy: StrategyConfig, world: int) -> None:
     """Raises UserError unless ``world`` ranks can be cut into this layout."""
     tp, replicas = strategy.tensor_model_parallel_size, strategy.data_parallel_replicas
+    assert tp, "a size of 0 is resolved before (choices.resolve_layout)"
     if world % tp:
         raise UserError(
             f"trainer.strategy.tensor_model_parallel_size={tp} does not divide {world} processes."

@@ -6,7 +6,10 @@ import logging
 import warnings
 from typing import Protocol
 
+import torch
+
 from components.lib.train import EXIT_RESUME
+from components.lib.train.choices import describe_choices, resolve_layout
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
 from components.lib.train.layout import Layout, start_processes, stop_processes
 from components.lib.train.loggers import Sink
@@ -44,7 +47,12 @@ def train(config: DiffusionConfig | TokenizerConfig) -> int:
     """Train and export. Returns the exit code: 0, or EXIT_RESUME after SIGTERM."""
     # FSDP2 warns that the DiT returns a view; nothing here changes an output in place.
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
+    config = resolve_layout(config)
     layout = start_processes(config.trainer, model_parallel=isinstance(config, DiffusionConfig))
+    if layout.is_main:
+        cuda = layout.device.type == "cuda"
+        device = torch.cuda.get_device_name(layout.device) if cuda else "cpu"
+        log.info("%s", describe_choices(config, layout.world, device))
     store = open_store(config)
     loop = make_loop(config, layout)
     session = Session(config, build_engine(config, layout, store), store, loop.sinks)

@@ -212,9 +212,7 @@ def run_labels() -> dict[str, str]:
     return {RUN_LABEL: run} if _LABEL_VALUE.match(run) else {}
 
 
-def guide_environment(
-    gpus_per_node: int, tensor_parallel: int = 1, sequence_parallel: bool = False
-) -> dict[str, str]:
+def guide_environment(gpus_per_node: int, tensor_parallel: int = 1) -> dict[str, str]:
     """Environment that NVIDIA's guides set, where it has an effect here.
 
     CUDA_DEVICE_MAX_CONNECTIONS=1 orders the communication of tensor and sequence parallelism
@@ -224,6 +222,6 @@ def guide_environment(
     if not gpus_per_node:
         return {}
     env = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    if tensor_parallel > 1 or sequence_parallel:
+    if tensor_parallel > 1:
         env["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     return env

@@ -1,0 +1,33 @@
+"""Host copies stay what they were while training changes the weights."""
+
+from __future__ import annotations
+
+import torch
+
+from components.lib.train.staging import HostCopies
+
+
+def test_copies_do_not_follow_the_weights_and_buffers_are_used_again() -> None:
+    copies = HostCopies(torch.device("cpu"))
+    weight = torch.arange(6.0).reshape(2, 3)
+    copies.begin()
+    first = copies.take("w", weight)
+    copies.end()
+    copies.hold_back()
+    weight.add_(1)
+    copies.wait()
+    assert torch.equal(first, torch.arange(6.0).reshape(2, 3))
+    address = first.data_ptr()
+    copies.begin()
+    second = copies.take("w", weight)
+    copies.end()
+    assert second.data_ptr() == address
+    assert torch.equal(second, weight)
+
+
+def test_a_tensor_of_another_shape_gets_a_new_buffer() -> None:
+    copies = HostCopies(torch.device("cpu"))
+    small = copies.take("w", torch.ones(2))
+    large = copies.take("w", torch.ones(3, dtype=torch.float64))
+    assert (large.shape, large.dtype) == ((3,), torch.float64)
+    assert small.shape == (2,)
