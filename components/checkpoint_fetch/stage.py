@@ -154,6 +154,7 @@ def _fetch(
         location, files = _list(location, config, store)
     source, moved = _gather(config, location, files, store, progress, output.scratch)
     output.timing["fetch_seconds"] = time.monotonic() - started
+    output.timing["fetched_bytes_per_second"] = moved / max(output.timing["fetch_seconds"], 1e-9)
     converting = time.monotonic()
     report = import_model(
         source,

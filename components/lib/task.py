@@ -128,7 +128,8 @@ def _hand_over(
         }
     )
     if metrics is not None:
-        metrics.metadata.update(result.metrics)
+        # what was waited for and how fast it went, beside what came out
+        metrics.metadata.update({**result.manifest.timing, **result.metrics})
     for artifact, name in ((html, "report.html"), (markdown, "summary.md")):
         if artifact is not None:
             entry = result.manifest.entry(name)

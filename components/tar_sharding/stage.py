@@ -222,6 +222,12 @@ def _summarise(
         }
     )
     fresh = sum(one.bytes for one in made if not one.resumed)
+    frames = sum(
+        sum(count for _, count in item.clips) if item.clips else item.record.frames
+        for one in made
+        if not one.resumed
+        for item in one.shard.items
+    )
     output.timing.update(
         {
             "pack_seconds": seconds,
@@ -229,6 +235,7 @@ def _summarise(
             "write_seconds": sum(one.write_seconds for one in made),
             "upload_wait_seconds": sum(one.upload_seconds for one in made),
             "megabytes_per_second": fresh / 1e6 / seconds,
+            "frames_per_second": frames / seconds,
         }
     )
     output.metrics.update(

@@ -127,6 +127,8 @@ class _Result:
     known: bool
     lost: str = ""
     description: Description = field(default_factory=Description)
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
 
 
 def scan(
@@ -176,8 +178,10 @@ def scan(
     finally:
         cache.close(complete=complete)
         seen.close()
-    findings.timing["inspect_seconds"] = time.monotonic() - started
+    seconds = time.monotonic() - started
+    findings.timing["inspect_seconds"] = seconds
     findings.timing["files_inspected"] = findings.inspected
+    findings.timing["files_per_second"] = findings.listed / seconds
     findings.single_group = rule.single_group
     chosen = choose_old(config, unsplit, rule) if config.old_per_new else set()
     _split(unsplit, findings, rule, chosen)
@@ -238,22 +242,34 @@ class _Inspector:
     ) -> _Result:
         result = window.popleft().result()
         findings.inspected += not result.known
+        for name in ("fetch_seconds", "decode_seconds"):  # of all threads together
+            findings.timing[name] = findings.timing.get(name, 0.0) + getattr(result, name)
         if result.inspection is not None:
             cache.put(result.candidate.entry, result.inspection, new=not result.known)
         return result
 
     def _one(self, candidate: Candidate, known: Inspection | None) -> _Result:
-        entry = candidate.entry
+        entry, begun = candidate.entry, time.monotonic()
+        fetched = decoded = begun
         if known is None:
             with self.source.local(entry, self.scratch) as path:
+                fetched = time.monotonic()
                 found = self.pool.inspect(
                     path,
                     check=self.config.check,  # type: ignore[arg-type]  # the field's pattern
                     pictures=self.pictures,
                     timeout_s=self.config.timeout_s + entry.bytes / _BYTES_PER_TIMEOUT_SECOND,
                 )
+                decoded = time.monotonic()
                 if isinstance(found, str):
-                    return _Result(candidate, None, False, lost=found)
+                    return _Result(
+                        candidate,
+                        None,
+                        False,
+                        lost=found,
+                        fetch_seconds=fetched - begun,
+                        decode_seconds=decoded - fetched,
+                    )
                 if found.probe is not None:
                     self.source.publish(entry, path, found.sha256)
             inspection = found
@@ -262,7 +278,14 @@ class _Inspector:
         description = Description()
         if inspection.probe is not None:
             description = self.describer.describe(candidate)
-        return _Result(candidate, inspection, known is not None, description=description)
+        return _Result(
+            candidate,
+            inspection,
+            known is not None,
+            description=description,
+            fetch_seconds=fetched - begun,
+            decode_seconds=decoded - fetched,
+        )
 
 
 def _record(

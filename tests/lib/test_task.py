@@ -52,7 +52,11 @@ def test_a_stage_runs_as_a_task(
     assert manifest.kind == "videos"
     assert output.metadata["content"] == manifest.content
     assert load_manifest(output.metadata["manifest"], store) == manifest
-    assert metrics.metadata
+    # counts, and what was waited for
+    assert metrics.metadata["videos"] == 1 and metrics.metadata["frames"] == 250
+    for name in ("fetch_seconds", "decode_seconds", "files_per_second", "seconds"):
+        assert metrics.metadata[name] == manifest.timing[name]
+    assert manifest.timing["decode_seconds"] > 0
     record = json.loads(environment["journal"].read_text())
     assert (record["stage"], record["reused"]) == ("video_discovery", False)
 
