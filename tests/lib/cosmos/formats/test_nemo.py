@@ -188,6 +188,39 @@ def test_an_extra_tensor_is_named(weights: dict[str, torch.Tensor], tmp_path: Pa
         import_model(source, tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("backend", ["zarr", "torch_dist"])
+@pytest.mark.parametrize("change", ["renamed", "transposed"])
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("decoder.layers.mlp.linear_fc2.weight", "block.layer2.weight"),
+        ("decoder.layers.cross_attention.linear_kv.weight", "1.block.attn.to_k.0.weight"),
+        ("x_embedder.proj.1.weight", "x_embedder.proj.1.weight"),
+    ],
+)
+def test_a_renamed_or_transposed_tensor_is_named(
+    weights: dict[str, torch.Tensor],
+    tmp_path: Path,
+    key: str,
+    named: str,
+    change: str,
+    backend: str,
+) -> None:
+    tensors = to_nemo(weights)
+    value = tensors.pop(f"module.{key}")
+    if change == "renamed":
+        tensors[f"module.{key}s"] = value
+    else:
+        tensors[f"module.{key}"] = value.transpose(-1, -2).contiguous()
+    source = repository(tmp_path / "repo", backend, tensors)
+    with pytest.raises(UserError, match=named.replace(".", r"\.")) as caught:
+        import_model(source, tmp_path / "out")
+    if change == "renamed":
+        assert f"{key}s" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_layer_that_is_not_there_is_an_error(
     weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

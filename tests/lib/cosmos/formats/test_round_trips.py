@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from components.lib.contract import UserError
-from components.lib.cosmos.formats import tiny
+from components.lib.cosmos.formats import names, tiny
 from components.lib.cosmos.formats.exporting import Dtype, Form, export_model
 from components.lib.cosmos.formats.importing import import_model
 from components.lib.cosmos.model_folder import load_dit, load_state_dict, load_tokenizer
@@ -153,13 +153,7 @@ def test_archives_work_without_this_project_in_sizes_of_any_kind(
     canonical: Path, tmp_path: Path, name: str
 ) -> None:
     export_model(canonical / name, tmp_path / "out", "jit", dtype="float32")
-    site = Path(torch.__file__).parent.parent
-    # -S keeps the editable install's path file from being read; torch itself is on PYTHONPATH.
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    script = tmp_path / "probe.py"
-    script.write_text(JIT_PROBE)
-    command = [sys.executable, "-S", str(script), str(tmp_path / "out"), str(tmp_path / "r.pt")]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = run_elsewhere(JIT_PROBE, tmp_path, str(tmp_path / "r.pt"))
     assert done.returncode == 0, done.stderr
     ours = load_tokenizer(canonical / name, dtype=torch.float32)
     for shape, (code, decoded, rebuilt) in torch.load(tmp_path / "r.pt").items():
@@ -178,6 +172,86 @@ def test_archives_work_without_this_project_in_sizes_of_any_kind(
         assert decoded.shape == rebuilt.shape == shape
         assert (decoded - again).abs().max() < 1e-4
         assert (decoded - rebuilt).abs().max() < 1e-4
+
+
+BF16_PROBE = """
+import sys, torch
+folder, out = sys.argv[1:]
+generator = torch.Generator().manual_seed(0)
+video = (torch.rand((1, 3, 17, 64, 64), generator=generator) * 2 - 1).bfloat16()
+with torch.no_grad():
+    code = torch.jit.load(f"{folder}/encoder.jit")(video)[0]
+    decoded = torch.jit.load(f"{folder}/decoder.jit")(code)
+    rebuilt = torch.jit.load(f"{folder}/autoencoder.jit")(video)
+torch.save((video, code, decoded, rebuilt), out)
+"""
+
+
+@pytest.mark.parametrize("name", [tiny.CV_FOLDER, tiny.DV_FOLDER])
+def test_archives_in_bf16_work_as_the_published_ones_do(
+    canonical: Path, tmp_path: Path, name: str
+) -> None:
+    export_model(canonical / name, tmp_path / "out", "jit", dtype="bfloat16")
+    done = run_elsewhere(BF16_PROBE, tmp_path, str(tmp_path / "r.pt"))
+    assert done.returncode == 0, done.stderr
+    video, code, decoded, rebuilt = torch.load(tmp_path / "r.pt")
+    assert decoded.dtype == rebuilt.dtype == torch.bfloat16
+    assert decoded.shape == video.shape
+    ours = load_tokenizer(canonical / name, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = ours.reconstruct(video.float())
+        again = ours.decode_indices(code.long()) if ours.discrete else ours.decode(code.float())
+    scale = wanted.abs().mean()
+    assert (decoded.float() - again).abs().mean() < 0.05 * scale
+    if not ours.discrete:  # in bf16 some codes round the other way
+        assert (rebuilt.float() - wanted).abs().mean() < 0.05 * scale
+
+
+DIFFUSERS_PROBE = """
+import sys, torch
+try:
+    import components
+    raise SystemExit("the project is importable")
+except ModuleNotFoundError:
+    pass
+import diffusers
+folder, out, class_name = sys.argv[1:]
+model, info = getattr(diffusers, class_name).from_pretrained(folder, output_loading_info=True)
+assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+torch.save(dict(model.state_dict()), out)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [(tiny.DIT_FOLDER, "CosmosTransformer3DModel"), (tiny.CV_FOLDER, "AutoencoderKLCosmos")],
+)
+def test_diffusers_loads_an_export_where_this_project_is_not_installed(
+    canonical: Path, tmp_path: Path, name: str, class_name: str
+) -> None:
+    export_model(canonical / name, tmp_path / "out", "diffusers")
+    done = run_elsewhere(DIFFUSERS_PROBE, tmp_path, str(tmp_path / "r.pt"), class_name)
+    assert done.returncode == 0, done.stderr
+    rename = names.dit_to_diffusers if name == tiny.DIT_FOLDER else names.tokenizer_to_diffusers
+    theirs = torch.load(tmp_path / "r.pt", weights_only=True)
+    ours = {
+        renamed: value
+        for key, value in load_state_dict(canonical / name).items()
+        if not key.startswith("latents_") and (renamed := rename(key)) is not None
+    }
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value.float(), theirs[key].float()) for key, value in ours.items())
+
+
+def run_elsewhere(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A script beside `out`, in a process that can import torch and diffusers but not this."""
+    site = Path(torch.__file__).parent.parent
+    # -S keeps the editable install's path file from being read; torch itself is on PYTHONPATH.
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    path = folder / "probe.py"
+    path.write_text(script)
+    command = [sys.executable, "-S", str(path), str(folder / "out"), *arguments]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
