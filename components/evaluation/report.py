@@ -10,6 +10,7 @@ from components.evaluation import content
 from components.lib.lineage import Lineage
 from components.lib.manifest import Manifest
 from components.lib.report import curves, page, runs
+from components.lib.report.curve_picture import to_png
 from components.lib.report.curves import Run
 from components.lib.report.scores import Evaluation
 from components.lib.report.stats import interval
@@ -36,7 +37,7 @@ def write_report(
     for path, picture in [*strips, *videos]:
         output.put_bytes(path, picture.data)
     output.put_bytes("loss_curve.csv", curves.to_csv([run]))
-    output.put_bytes("loss_curve.png", curves.to_png([run]))
+    output.put_bytes("loss_curve.png", to_png([run]))
     output.put_bytes("summary.md", content.markdown(title, evaluation, judged.verdict.sentence))
     curve_parts, charts = runs.curve_sections([run])
     sections = [

@@ -27,7 +27,8 @@ def command(
     Runs in object storage need AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
     """
     from components.lib.report.comparison import run_markdown, run_page, unique_names
-    from components.lib.report.curves import to_csv, to_png
+    from components.lib.report.curve_picture import to_png
+    from components.lib.report.curves import to_csv
     from components.lib.report.sources import open_run
     from components.lib.store import ObjectStore
 

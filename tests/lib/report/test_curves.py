@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from components.lib.contract import UserError
-from components.lib.report.curves import VALIDATION, read_run, to_csv, to_png
+from components.lib.report.curve_picture import to_png
+from components.lib.report.curves import VALIDATION, read_run, to_csv
 from components.lib.report.sources import open_run
 
 
