@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from components.lib.contract import UserError
+from components.training.launch.follow import moment
 from components.training.launch.interface import PROGRESS_ANNOTATION, RUN_LABEL
 from components.training.launch.kube import ApiError, Cluster
 
@@ -18,6 +19,7 @@ JOB_KINDS = (
     ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
 )
 STEP_CONTAINER = "main"
+_ALIVE = (None, "Pending", "Running", "Unknown")
 
 
 def connect(namespace: str | None, say: Callable[[str], None]) -> Cluster:
@@ -77,7 +79,7 @@ def step_log(cluster: Cluster, pods: tuple[str, ...], follow: bool, tail: int) -
     for pod in reversed(pods):
         try:
             if follow:
-                yield from (line.partition(" ")[2] for line in _follow(cluster, pod))
+                yield from _follow(cluster, pod)
             else:
                 yield from cluster.log_lines(pod, STEP_CONTAINER, tail)
             return
@@ -91,4 +93,25 @@ def step_log(cluster: Cluster, pods: tuple[str, ...], follow: bool, tail: int) -
 
 
 def _follow(cluster: Cluster, pod: str) -> Iterator[str]:
-    return cluster.follow_log(pod, STEP_CONTAINER, None)
+    """Lines of a pod's log until it ends. A stream that breaks, or falls silent for so long that
+    something in between may have dropped it, is opened again after the last line seen."""
+    from urllib3.exceptions import HTTPError
+
+    seen = ("", 0)
+    while True:
+        try:
+            since = f"{seen[0]}Z" if seen[0] else None
+            for line in cluster.follow_log(pod, STEP_CONTAINER, since):
+                stamp, _, text = line.partition(" ")
+                if moment(stamp) > seen:
+                    seen = moment(stamp)
+                    yield text
+        except ApiError:
+            if not seen[0]:
+                raise
+        except (HTTPError, OSError):
+            pass
+        found = cluster.find("pods", fieldSelector=f"metadata.name={pod}")
+        if all((item.get("status") or {}).get("phase") not in _ALIVE for item in found):
+            return
+        cluster.sleep(1.0)

@@ -115,9 +115,8 @@ class LogFollower:
                 since = f"{seen[0]}Z" if seen[0] else None
                 for line in self.cluster.follow_log(pod, self.backend.container, since):
                     stamp, _, text = line.partition(" ")
-                    moment = _moment(stamp)
-                    if moment > seen:
-                        seen = moment
+                    if moment(stamp) > seen:
+                        seen = moment(stamp)
                         self._take(text)
             except (ApiError, HTTPError, OSError):
                 # Gone, not started or dropped: the loop that polls the pods knows which it is.
@@ -135,7 +134,7 @@ class LogFollower:
             self.show(text)
 
 
-def _moment(stamp: str) -> tuple[str, int]:
+def moment(stamp: str) -> tuple[str, int]:
     """A sortable form of 2026-01-31T10:00:00.12Z: Kubernetes leaves out trailing zeros."""
     seconds, _, fraction = stamp.rstrip("Z").partition(".")
     digits = re.match(r"\d*", fraction)

@@ -43,7 +43,8 @@ class ApiError(UserError):
 class Cluster:
     """One namespace of a Kubernetes API server.
 
-    ``connect`` makes one from the environment. ``reload`` gives fresh credentials after a 401;
+    ``connect`` makes one from the environment. ``silence_s`` is how long a followed log may say
+    nothing before its connection counts as dead. ``reload`` gives fresh credentials after a 401;
     ``sleep`` is replaced in tests.
     """
 
@@ -56,11 +57,13 @@ class Cluster:
         patience_s: float = 1800.0,
         unauthorized_s: float = 120.0,
         timeout_s: float = 30.0,
+        silence_s: float = 300.0,
         reload: Callable[[], Any] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.api, self.namespace, self.say = api, namespace, say
         self.patience_s, self.unauthorized_s, self.timeout_s = patience_s, unauthorized_s, timeout_s
+        self.silence_s = silence_s
         self.reload, self.sleep = reload, sleep
 
     @classmethod
@@ -147,7 +150,7 @@ class Cluster:
         if since:
             query.append(("sinceTime", since))
         path = self._path("", "v1", "pods", pod) + "/log"
-        with self._stream(path, query, timeout_s=300.0) as response:
+        with self._stream(path, query, timeout_s=self.silence_s) as response:
             rest = b""
             for chunk in response.stream(4096, decode_content=False):
                 *lines, rest = (rest + chunk).split(b"\n")

@@ -209,6 +209,15 @@ class FakeKubernetes:
             raise Refusal(404, f'{plural}.{self.crds[plural]["group"]} "{name}" not found')
         return self.jobs[plural, name]
 
+    def matching(self, plural: str, selector: str) -> Any:
+        self.collection(plural)
+        key, value = selector.split("=")
+        return [
+            job
+            for (kind, _), job in self.jobs.items()
+            if kind == plural and job["metadata"].get("labels", {}).get(key) == value
+        ]
+
     def delete(self, plural: Any, name: Any) -> Any:
         self.get(plural, name)
         with self.changed:
@@ -254,7 +263,8 @@ class Handler(BaseHTTPRequestHandler):
         query = {key: values[0] for key, values in parse_qs(split.query).items()}
         try:
             self.inject(method)
-            if self.headers.get("Authorization", "") != "Bearer good":
+            given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            if given not in ("good", "admin"):
                 raise Refusal(401, "Unauthorized")
             parts = split.path.strip("/").split("/")
             rest = parts[parts.index(NAMESPACE) + 1 :] if NAMESPACE in parts else []
@@ -265,7 +275,9 @@ class Handler(BaseHTTPRequestHandler):
             elif query.get("watch"):
                 self.watch(rest[0], query)
             elif method == "GET" and len(rest) == 1:
-                raise Refusal(403, f"{rest[0]} is forbidden: no right to list")
+                if given != "admin":
+                    raise Refusal(403, f"{rest[0]} is forbidden: no right to list")
+                self.send(200, {"items": fake.matching(rest[0], query["labelSelector"])})
             elif method == "POST":
                 self.send(201, fake.create(rest[0], body))
             elif method == "PATCH":
@@ -298,6 +310,9 @@ class Handler(BaseHTTPRequestHandler):
         fake = self.fake
         if rest[0] == "pods" and rest[-1] == "log":
             self.pod_log(rest[1], query)
+        elif rest[0] == "pods" and "fieldSelector" in query:
+            name = query["fieldSelector"].removeprefix("metadata.name=")
+            self.send(200, {"items": [fake.pods[name]] if name in fake.pods else []})
         elif rest[0] == "pods":
             wanted = dict(term.split("=") for term in query["labelSelector"].split(","))
             found = [
@@ -459,6 +474,7 @@ def cluster(kubernetes: Any, lines: Any) -> Any:
         patience_s=20,
         unauthorized_s=1,
         timeout_s=1.0,
+        silence_s=1.0,
         sleep=lambda seconds: time.sleep(min(seconds, 0.05)),
     )
 
