@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from components.lib.contract import Frozen, UserError
 from components.lib.manifest import MANIFEST_NAME, Manifest, load_manifest
 from components.lib.store import ObjectStore
-from components.lib.video.records import read_records
+from components.lib.video.records import QUARANTINE_NAME, read_records
 
 LINEAGE_NAME = "lineage.json"
 
@@ -36,7 +36,10 @@ class Step(Frozen):
 
 
 class SourceVideo(Frozen):
-    """A video the model has seen (split "train") or was judged on (split "validation")."""
+    """A video the model has seen (split "train") or was judged on (split "validation").
+
+    ``also`` holds the other names under which the same content lay in the source.
+    """
 
     uri: str
     sha256: str
@@ -44,6 +47,7 @@ class SourceVideo(Frozen):
     split: str
     drive: str = ""
     vehicle: str = ""
+    also: tuple[str, ...] = ()
     via: str = ""
 
 
@@ -121,6 +125,11 @@ class _Walk:
         self.missing |= set(held.missing)
 
     def _take_videos(self, manifest: Manifest) -> None:
+        names: dict[str, list[str]] = {}
+        if any(entry.path == QUARANTINE_NAME for entry in manifest.files):
+            for record in read_records(manifest, self.store, QUARANTINE_NAME):
+                if record.status == "duplicate":
+                    names.setdefault(record.sha256, []).append(record.uri)
         for record in read_records(manifest, self.store):
             if record.status != "ok":
                 continue
@@ -131,6 +140,7 @@ class _Walk:
                 split=record.split or "train",
                 drive=record.drive,
                 vehicle=record.vehicle,
+                also=tuple(names.get(record.sha256, ())),
             )
 
 
@@ -145,7 +155,8 @@ def parse_lineage(data: bytes, name: str) -> Lineage:
 def models_that_used(store: ObjectStore, root: str, wanted: str) -> list[tuple[str, SourceVideo]]:
     """Every ``model@version`` under ``root`` whose lineage holds a video with this uri or sha256.
 
-    Videos of the validation split count too: a model was chosen by them.
+    A name under which the same content was uploaded once more finds it too. Videos of the
+    validation split count: a model was chosen by them.
     """
     prefix = root.rstrip("/") + "/"
     found: list[tuple[str, SourceVideo]] = []
@@ -157,6 +168,6 @@ def models_that_used(store: ObjectStore, root: str, wanted: str) -> list[tuple[s
         found.extend(
             (f"{parts[0]}@{parts[2]}", video)
             for video in held.videos
-            if wanted in (video.uri, video.sha256)
+            if wanted in (video.uri, video.sha256, *video.also)
         )
     return found

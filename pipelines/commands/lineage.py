@@ -71,8 +71,28 @@ def _origin(store: ObjectStore, root: str, model: str, as_json: bool) -> str:
     for item in held.videos:
         via = f"  via {item.via}" if item.via else ""
         lines.append(f"  {item.sha256}  {item.split:<10}  {item.uri}{via}")
+        lines += [f"  {'':<64}  {'':<10}  {name}  (the same content)" for name in item.also]
     lines += [f"  no longer in the store: {uri}" for uri in held.missing]
     return "\n".join(lines)
+
+
+def _content(store: ObjectStore, video: str) -> str:
+    """sha256 of a video that still exists, else nothing."""
+    import hashlib
+    from pathlib import Path
+
+    from components.lib.video.records import file_sha256, local_path
+
+    if video.startswith("s3://"):
+        if store.stat(video) is None:
+            return ""
+        digest = hashlib.sha256()
+        with store.open_read(video) as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+        return digest.hexdigest()
+    path = local_path(video) or Path(video)
+    return file_sha256(path) if path.is_file() else ""
 
 
 def _users(store: ObjectStore, root: str, video: str, as_json: bool) -> str:
@@ -81,12 +101,16 @@ def _users(store: ObjectStore, root: str, video: str, as_json: bool) -> str:
     from components.lib.lineage import models_that_used
 
     found = models_that_used(store, root, video)
+    content = "" if found else _content(store, video)
+    if content:  # a name that no run has seen, of a content that some run may have
+        found = models_that_used(store, root, content)
     if as_json:
         return json.dumps(
             [{"model": name, **item.model_dump(mode="json")} for name, item in found], indent=1
         )
     if not found:
-        return f"No model version under {root} used {video}."
+        hint = "" if content else " If it was deleted, ask with its sha256."
+        return f"No model version under {root} used {video}.{hint}"
     return "\n".join(
         f"{name}  {item.split:<10}  {item.uri}" + (f"  via {item.via}" if item.via else "")
         for name, item in found

@@ -70,7 +70,7 @@ class Fleet:
         """The retraining command, with these overrides on top of the usual ones."""
         usual = (
             "video_discovery.validation_fraction=0.5", "training.nproc=1",
-            "trainer.max_steps=16", "trainer.val_check_interval=0",
+            "trainer.max_steps=24", "trainer.val_check_interval=0",
             "log.ckpt.every_n_train_steps=2", "data.task_encoder.resize_height=64",
             "data.task_encoder.resize_width=96", "evaluation.frames=9", "evaluation.crop=64",
             "evaluation.shown=0",

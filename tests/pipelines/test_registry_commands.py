@@ -18,6 +18,9 @@ from components.lib.video.records import VideoRecord, record_line
 from pipelines.commands import lineage, promote, report, rollback
 
 VIDEO = "s3://fleet/a/one.mp4"
+AGAIN = "s3://fleet/b/copy-of-one.mp4"
+CONTENT = b"what lies under both names"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
@@ -62,8 +65,10 @@ def publish(store: Any, storage_root: Any) -> Any:
 @pytest.fixture
 def runs(publish: Any, store: Any) -> Any:
     """(training, evaluation) of a good first run and of a bad one."""
-    record = VideoRecord(uri=VIDEO, sha256="a" * 64, split="train")
-    videos = publish("videos", "v", {"videos.jsonl": record_line(record)}, config={"seed": 7})
+    record = VideoRecord(uri=VIDEO, sha256=SHA256, split="train")
+    again = record.model_copy(update={"uri": AGAIN, "status": "duplicate", "split": None})
+    lines = {"videos.jsonl": record_line(record), "quarantine.jsonl": record_line(again)}
+    videos = publish("videos", "v", lines, config={"seed": 7})
     base = publish("checkpoint", "b", {"model/w": b"base"})
     pairs = []
     for name, loss in (("good", 0.5), ("bad", 2.0)):
@@ -104,13 +109,29 @@ def test_promote_lineage_and_rollback(type_in: Any, runs: Any, storage_root: Any
     assert "m@1 is in production (was m@2)" in back.output
 
     shown = type_in(lineage, "m@1", *root)
-    assert f"{'a' * 64}  train       {VIDEO}" in shown.output and "seed = 7" in shown.output
+    assert f"{SHA256}  train       {VIDEO}" in shown.output and "seed = 7" in shown.output
     assert type_in(lineage, "m", *root).output == shown.output
     as_json = json.loads(type_in(lineage, "m@2", *root, "--json").output)
     assert [video["uri"] for video in as_json["videos"]] == [VIDEO]
     users = type_in(lineage, "--video", VIDEO, *root)
     assert [line.split()[0] for line in users.output.splitlines()] == ["m@1", "m@2"]
-    assert "No model version" in type_in(lineage, "--video", "s3://x/y.mp4", *root).output
+    unknown = type_in(lineage, "--video", f"{storage_root}/no.mp4", *root).output
+    assert "No model version" in unknown and "ask with its sha256" in unknown
+
+
+def test_every_name_of_a_content_finds_the_models_that_used_it(
+    runs: Any, type_in: Any, store: Any, storage_root: Any, tmp_path: Any
+) -> None:
+    root = ("--storage-root", storage_root)
+    training, evaluation = runs[0]
+    type_in(promote, "m", "--training", training, "--evaluation", evaluation, *root)
+    later = f"{storage_root}/inbox/uploaded-later.mp4"
+    store.put_bytes(later, CONTENT)
+    (tmp_path / "own.mp4").write_bytes(CONTENT)
+    for name in (VIDEO, AGAIN, SHA256, later, str(tmp_path / "own.mp4")):
+        assert type_in(lineage, "--video", name, *root).output.startswith("m@1 "), name
+    store.put_bytes(later, b"another content")
+    assert "No model version" in type_in(lineage, "--video", later, *root).output
 
 
 def test_mistakes_are_sentences(type_in: Any, runs: Any, storage_root: Any) -> None:
