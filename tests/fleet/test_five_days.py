@@ -165,11 +165,12 @@ def day_5(fleet: Fleet) -> None:
     states = [("promotion", 1, 0), ("promotion", 2, 1), ("rollback", 1, 2)]
     assert versions_and_pointer(fleet) == ([1, 2], states)
     assert users(fleet, "elm") == {f"{MODEL}@1", f"{MODEL}@2"}
+    assert users(fleet, "oak", "copy.mp4") == {f"{MODEL}@1", f"{MODEL}@2"}
     assert users(fleet, "fir") == {f"{MODEL}@2"}
 
 
-def users(fleet: Fleet, drive: str) -> set[str]:
+def users(fleet: Fleet, drive: str, name: str = "0.mp4") -> set[str]:
     """Which versions used a drive's video, even after it was deleted."""
-    uri = f"{fleet.root}/inbox/drive={drive}/0.mp4"
+    uri = f"{fleet.root}/inbox/drive={drive}/{name}"
     fleet.store.delete(uri)
     return {name for name, _ in models_that_used(fleet.store, models_root(fleet.root), uri)}

@@ -102,3 +102,17 @@ def test_five_fields_become_six(cron: Any, expected: Any) -> None:
 def test_bad_cron_expressions_are_refused(cron: Any) -> None:
     with pytest.raises(UserError, match="cron expression"):
         client.six_fields(cron)
+
+
+@pytest.mark.parametrize("pipeline", ["fleet", "fleet-tokenizer"])
+def test_fleet_retraining_is_scheduled_and_submitted_like_the_others(
+    kfp_server: Any, server: Any, pipeline: str
+) -> None:
+    form = {**VIDEOS, "min_new_videos": 50, "old_per_new": 0.25}
+    made = client.create_schedule(server, "nightly", pipeline, "0 2 * * *", form)
+    assert kfp_server.schedules[made.schedule_id]["runtime_config"]["parameters"] == form
+    run = client.submit(server, pipeline, form)
+    assert kfp_server.runs[run.run_id]["runtime_config"]["parameters"] == form
+    assert len(kfp_server.versions) == 1
+    with pytest.raises(UserError, match="'min_new_videos' must be a integer"):
+        client.submit(server, pipeline, {**VIDEOS, "min_new_videos": "many"})

@@ -161,7 +161,7 @@ def html(title: str, found: RunSummary) -> bytes:
         [
             note.stage,
             Cell(text=_state(note), mood=_STATES[note.state]),
-            f"{datetime.fromtimestamp(note.started, UTC):%Y-%m-%d %H:%M:%S}",
+            f"{datetime.fromtimestamp(note.started, UTC):%H:%M:%S}",
             note.seconds,
             note.manifest or note.error or "–",
         ]
@@ -206,7 +206,7 @@ def _tiles(found: RunSummary) -> list[Tile]:
 def _state(note: TaskNote) -> str:
     if note.state == "running":
         return "never ended"
-    return "reused" if note.reused else note.state
+    return "reused" if note.reused else {"succeeded": "done"}.get(note.state, note.state)
 
 
 def _counted(counts: dict[str, int]) -> str:
