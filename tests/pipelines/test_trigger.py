@@ -181,3 +181,30 @@ def test_mistakes_are_named_before_the_watching_begins(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert sentence in done.stderr
+
+
+def test_a_run_on_this_machine_is_started_too(
+    store: ObjectStore, storage_root: str, store_env: dict[str, str], tmp_path: Path,
+    clips: dict[str, Path],
+) -> None:  # fmt: skip
+    """One video is below min_new_videos, so the run ends after discovery; it is a run all the
+    same, with a report, and the trigger does not start another for the same upload."""
+    made = tmp_path / "checkpoints" / "tiny" / "complete.json"
+    made.parent.mkdir(parents=True)
+    made.write_text("{}")  # they are not needed: nothing is trained
+    inbox = f"{storage_root}/inbox"
+    store.put_file(clips["carphone"], f"{inbox}/a.mp4")
+    process = trigger(
+        "--on-bucket", inbox, "--local", "--external-store", "--workspace", str(tmp_path),
+        "--minutes", "0.3", "-p", f"storage_root={storage_root}", env={**os.environ, **store_env},
+    )  # fmt: skip
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert output.count("1 new objects: starting a run") == 1
+    assert output.endswith("done: 1 runs started\n")
+    (report,) = [
+        json.loads(store.get_bytes(info.uri))
+        for info in store.list(f"{storage_root}/run_report/")
+        if info.uri.endswith("/run.json")
+    ]
+    assert report["outcome"] == "nothing to do" and report["counts"]["new"] == 1
