@@ -36,6 +36,7 @@ COMMANDS = {
     "report": "Compare the loss curves of runs in one HTML file.",
     "promote": "Ask the gate and make a trained model the one in production.",
     "rollback": "Put an earlier version back into production.",
+    "erase": "Delete a fleet video; lists the models and data sets that used it.",
     "lineage": "Which videos, configs and runs a model version came from.",
 }
 

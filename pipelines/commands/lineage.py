@@ -76,32 +76,14 @@ def _origin(store: ObjectStore, root: str, model: str, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def _content(store: ObjectStore, video: str) -> str:
-    """sha256 of a video that still exists, else nothing."""
-    import hashlib
-    from pathlib import Path
-
-    from components.lib.video.records import file_sha256, local_path
-
-    if video.startswith("s3://"):
-        if store.stat(video) is None:
-            return ""
-        digest = hashlib.sha256()
-        with store.open_read(video) as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-        return digest.hexdigest()
-    path = local_path(video) or Path(video)
-    return file_sha256(path) if path.is_file() else ""
-
-
 def _users(store: ObjectStore, root: str, video: str, as_json: bool) -> str:
     import json
 
+    from components.lib.erasure import content_of
     from components.lib.lineage import models_that_used
 
     found = models_that_used(store, root, video)
-    content = "" if found else _content(store, video)
+    content = "" if found else content_of(store, video)
     if content:  # a name that no run has seen, of a content that some run may have
         found = models_that_used(store, root, content)
     if as_json:
