@@ -96,18 +96,18 @@ def run(config: EvaluationConfig, store: ObjectStore, progress: Progress) -> Sta
     training = load_manifest(config.training, store)
     production = _production(config, training, store)
     inputs = {name: load_manifest(ref, store) for name, ref in config.manifest_refs().items()}
-    address = digest_json(
-        {
-            "stage": SPEC.name,
-            "version": SPEC.version,
-            "inputs": {name: manifest.content for name, manifest in inputs.items()},
-            "config": config.deciding_fields(),
-            "production": weights_digest(production) if production else None,
-        }
-    )
+    old = set() if "old_data" in inputs else old_contents(inputs["data"], store)
+    decided_by = {
+        "stage": SPEC.name,
+        "version": SPEC.version,
+        "inputs": {name: manifest.content for name, manifest in inputs.items()},
+        "config": config.deciding_fields(),
+        "production": weights_digest(production) if production else None,
+    }
+    address = digest_json(decided_by | ({"old": sorted(old)} if old else {}))
 
     def work(inputs: dict[str, Manifest], output: Output) -> None:
-        _work(config, inputs, production, store, progress, output)
+        _work(config, inputs, production, old, store, progress, output)
 
     return execute(SPEC, config, store, progress, work, address=address)
 
@@ -133,6 +133,7 @@ def _work(
     config: EvaluationConfig,
     inputs: dict[str, Manifest],
     production: Manifest | None,
+    old: set[str],
     store: ObjectStore,
     progress: Progress,
     output: Output,
@@ -153,7 +154,6 @@ def _work(
         manifests["production"] = (production, "model/")
     models = {role: _model_ref(role, *held) for role, held in manifests.items()}
     scores = _measure(family, manifests, models, sets, store, output.scratch)
-    old = old_contents(inputs["data"], store) if OLD not in scores else set()
     _part_old(scores, old)
     evaluation = Evaluation(
         family=family.name,

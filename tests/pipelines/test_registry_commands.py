@@ -67,8 +67,8 @@ def runs(publish: Any, store: Any) -> Any:
     """(training, evaluation) of a good first run and of a bad one."""
     record = VideoRecord(uri=VIDEO, sha256=SHA256, split="train")
     again = record.model_copy(update={"uri": AGAIN, "status": "duplicate", "split": None})
-    lines = {"videos.jsonl": record_line(record), "quarantine.jsonl": record_line(again)}
-    videos = publish("videos", "v", lines, config={"seed": 7})
+    found = {"videos.jsonl": record_line(record), "quarantine.jsonl": record_line(again)}
+    videos = publish("videos", "v", found, config={"seed": 7})
     base = publish("checkpoint", "b", {"model/w": b"base"})
     pairs = []
     for name, loss in (("good", 0.5), ("bad", 2.0)):
