@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -151,8 +152,11 @@ def _complete(folder: Path, manifest: Manifest) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with, for the settings file."""
-    from importlib.metadata import version
+    """What the run was made with, for the settings file. A plain loop needs not all of it."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    names = ("torch", "megatron-core", "lightning", "nemo-toolkit", "diffusers")
-    return {name: version(name) for name in names} | {"cuda": torch.version.cuda or "none"}
+    found = {"cuda": torch.version.cuda or "none"}
+    for name in ("torch", "megatron-core", "lightning", "nemo-toolkit", "diffusers"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

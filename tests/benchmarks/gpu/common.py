@@ -6,6 +6,7 @@ device: a large bf16 matrix product on random data and a device-to-device copy.
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import time
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
+
+from components.training.launch.interface import guide_environment
 
 PEAK_BF16 = 989e12  # H100 and H200 SXM, dense
 
@@ -157,13 +160,19 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def header() -> None:
-    """Print device, versions and the measured ceilings (none without a GPU)."""
+    """Print device, versions and the measured ceilings (none without a GPU).
+
+    Comes first: it also sets the allocator as the launchers do, which works only before its use.
+    """
+    for name, value in guide_environment(torch.cuda.device_count()).items():
+        os.environ.setdefault(name, value)
     if not torch.cuda.is_available():
         print(f"device: CPU, torch {torch.__version__}: this proves the command, not a speed")
         return
     name = torch.cuda.get_device_name()
     cudnn = torch.backends.cudnn.version()
-    print(f"device: {name}, torch {torch.__version__}, cuDNN {cudnn}")
+    allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    print(f"device: {name}, torch {torch.__version__}, cuDNN {cudnn}, allocator {allocator}")
     print(
         f"ceilings: bf16 matrix product {matrix_rate() / 1e12:.0f} TFLOP/s, "
         f"copy {copy_rate() / 1e12:.2f} TB/s",

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from components.training.launch.interface import guide_environment
 from tests.benchmarks.gpu.common import PEAK_BF16, header, spell
 from tests.benchmarks.gpu.dit_step import parse_shape
 from tests.benchmarks.gpu.random_dit import GEOMETRIES, LATENT, Shape
@@ -227,9 +228,14 @@ def launch(case: Case, processes: int, limit: float) -> dict[str, Any]:
             *("--case", json.dumps(case._asdict() | {"cut": list(case.cut)}), str(report)),
         ]
         error = ""
+        environment = guide_environment(torch.cuda.device_count(), case.cut.tp)
         with log.open("w") as stream:
             child = subprocess.Popen(
-                command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env={**environment, **os.environ},
+                start_new_session=True,
             )
             try:
                 code = child.wait(limit)

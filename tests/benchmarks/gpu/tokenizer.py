@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from components.latent_encoding.folded import fold_encoder
 from components.lib.cosmos.channels_last import use_channels_last
 from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.train.config import TokenizerConfig
@@ -59,6 +60,15 @@ def encode() -> Iterator[Row]:
         yield _frames(
             "encode, channels last, compiled", elapsed, f"{eager / elapsed:.2f} x; {parts}"
         )
+        pixels = torch.randint(0, 256, (1, 121, 704, 1280, 3), device="cuda", dtype=torch.uint8)
+        folded = fold_encoder(copy.deepcopy(plain).float(), torch.bfloat16)
+        for name, run in (
+            ("encode, folded (of latent_encoding), eager", folded),
+            ("the same, compiled", torch.compile(folded, dynamic=False)),
+        ):
+            reset()
+            elapsed = milliseconds(lambda run=run: run(pixels))  # type: ignore[misc]
+            yield _frames(name, elapsed, f"{eager / elapsed:.2f} x")
 
 
 def check_encode(plain: CosmosTokenizer, fast: CosmosTokenizer) -> None:
@@ -88,7 +98,7 @@ def train_step(preset: str, clip: tuple[int, int] = (33, 256)) -> Iterator[Row]:
     plain = CosmosTokenizer(TOKENIZER_PRESETS[preset]).to(device)
     eager = bare_step(plain, plain, video)
     reset()
-    base = milliseconds(eager, repeats=5)
+    base = milliseconds(eager, *((5, 2) if device == "cuda" else (1, 1)))
     yield Row(f"{preset} step, diffusers eager", f"{base:.1f} ms", "1.00 x", "eager", peak_gib())
     for name, trainer in TRAINER_VARIANTS.items():
         if name != "eager" and device == "cpu":
@@ -127,9 +137,10 @@ def trainer_step(
 ) -> Row:
     """One variant of the trainer; ``base`` is the peer's milliseconds."""
     with clip_engine(preset, trainer, clip) as engine:
-        for _ in range(8):
+        warm_up, count = (8, 20) if torch.cuda.is_available() else (1, 2)
+        for _ in range(warm_up):
             engine.train_step()
-        steps = [engine.train_step() for _ in range(20)]
+        steps = [engine.train_step() for _ in range(count)]
         elapsed = statistics.median(step["step_seconds"] for step in steps) * 1e3
         peak = peak_gib()
         parts = spell(breakdown(engine.train_step))
