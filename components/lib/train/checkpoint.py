@@ -162,7 +162,7 @@ class Checkpoints:
         writer = HuggingFaceStorageWriter(str(local), save_distributed=True)
         dcp.save(tensors, storage_writer=writer, process_group=self._group)
         mine = [
-            self.place.put(path, folder + path.name).model_dump()
+            self.place.put(path, folder + path.name, move=True).model_dump()
             for path in sorted(local.glob("*.safetensors"))
         ]
         shutil.rmtree(local)

@@ -28,8 +28,8 @@ class FolderManifest(Frozen):
 class Place(Protocol):
     """Files under names relative to a root."""
 
-    def put(self, source: Path, name: str) -> FileEntry:
-        """Store a local file."""
+    def put(self, source: Path, name: str, *, move: bool = False) -> FileEntry:
+        """Store a local file. ``move``: the source may go, which spares a folder the copy."""
 
     def put_text(self, name: str, text: str) -> FileEntry:
         """Store a small text."""
@@ -53,7 +53,7 @@ class StorePlace:
     def __init__(self, store: ObjectStore, uri: str) -> None:
         self.store, self.uri = store, uri.rstrip("/") + "/"
 
-    def put(self, source: Path, name: str) -> FileEntry:
+    def put(self, source: Path, name: str, *, move: bool = False) -> FileEntry:
         """Store a local file."""
         info = self.store.put_file(source, self.uri + name)
         assert info.sha256 is not None
@@ -96,11 +96,14 @@ class LocalPlace:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def put(self, source: Path, name: str) -> FileEntry:
+    def put(self, source: Path, name: str, *, move: bool = False) -> FileEntry:
         """Store a local file."""
         target = self._target(name)
         temporary = target.with_name(target.name + ".partial")
-        shutil.copyfile(source, temporary)
+        if move:
+            shutil.move(source, temporary)
+        else:
+            shutil.copyfile(source, temporary)
         temporary.replace(target)
         return FileEntry(path=name, bytes=target.stat().st_size, sha256=_digest(target))
 
