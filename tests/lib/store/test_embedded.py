@@ -98,7 +98,10 @@ def test_nothing_acknowledged_is_lost_when_killed(tmp_path: Path, victim: str) -
 def test_an_interrupted_owner_takes_the_server_with_it(tmp_path: Path, number: int) -> None:
     process, server = start_writer(tmp_path / "workspace", tmp_path / "journal", 0)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    try:
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert gone(server, within_s=0.2 if number == signal.SIGINT else 10)
 
 
