@@ -48,7 +48,7 @@ def run_undisturbed(stage: str, config: StageConfig, env: Mapping[str, str]) -> 
     """URI of the manifest, and the seconds of work."""
     child = start(stage, config, env)
     begun = time.monotonic()
-    out, err = child.communicate(timeout=300)
+    out, err = child.communicate()  # the test has a limit of its own
     assert child.returncode == 0, err
     return out.strip(), time.monotonic() - begun
 
