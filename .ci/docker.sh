@@ -10,12 +10,6 @@ docker_log=${TMPDIR:-/tmp}/dockerd-$$.log
 
 docker_answers() { timeout 20 docker info >/dev/null 2>&1; }
 
-# mmdebstrap makes the base image, since there may be no registry to pull one from.
-docker_packages() {
-  command -v dockerd >/dev/null || echo docker.io
-  command -v mmdebstrap >/dev/null || echo mmdebstrap
-}
-
 docker_start() {
   docker_answers && return
   if ((EUID != 0)); then
