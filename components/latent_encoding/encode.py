@@ -44,23 +44,33 @@ class LatentEncoder:
         # Weights are folded in fp32 where they can be, and rounded once.
         self.tokenizer = load_tokenizer(folder, self.device, torch.float32).requires_grad_(False)
         self.encode = encoder_of(self.tokenizer, self.dtype)
+        # Frames go down on a stream of their own: on the encoder's they would wait for it.
+        cuda = self.device.type == "cuda"
+        self.loading = torch.cuda.Stream(self.device) if cuda else None
         self.queue: deque[tuple[Any, torch.Tensor, torch.cuda.Event | None]] = deque()
         self.busy_s = 0.0
 
     def buffer(self, clips: int, frames: int, height: int, width: int) -> torch.Tensor:
         """Zeroed bytes [clips, frames, height, width, 3] on the device, to be filled by `load`."""
-        return torch.zeros(clips, frames, height, width, 3, dtype=torch.uint8, device=self.device)
+        shape = (clips, frames, height, width, 3)
+        with torch.cuda.stream(self.loading):
+            return torch.zeros(shape, dtype=torch.uint8, device=self.device)
 
     def load(self, target: torch.Tensor, pieces: list[Frame]) -> None:
         """Copy a decoded clip, given as consecutive pieces, into its place of a buffer."""
         at = 0
-        for piece in pieces:
-            target[at : at + len(piece)].copy_(torch.from_numpy(piece))
-            at += len(piece)
+        with torch.cuda.stream(self.loading):
+            for piece in pieces:
+                target[at : at + len(piece)].copy_(torch.from_numpy(piece))
+                at += len(piece)
 
     def submit(self, tag: Any, frames: torch.Tensor) -> None:
         """Encode a buffer. The result comes out of `collect`."""
         begun = time.monotonic()
+        if self.loading is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.loading)
+            frames.record_stream(current)  # its memory comes from the loading stream's pool
         with torch.inference_mode():
             latent = self.tokenizer.normalise(self.encode(frames)).to(torch.bfloat16)
             if self.device.type == "cuda":

@@ -232,8 +232,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser("latents")
     parser.add_argument("--clip", type=Path, help="an MP4 of at least 704 lines and 1280 columns")
-    parser.add_argument("--videos", type=int, default=32)
-    parser.add_argument("--clips", type=int, default=5, help="length of a video in clips")
+    parser.add_argument("--videos", type=int, default=16)
+    parser.add_argument("--clips", type=int, default=10, help="length of a video in clips")
     parser.add_argument("--frames", type=int, default=121)
     parser.add_argument("--size", type=int, nargs=2, default=(704, 1280))
     parser.add_argument("--preset", default="CV8x8x8", choices=sorted(TOKENIZER_PRESETS))

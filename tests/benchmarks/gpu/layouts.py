@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 
 from components.training.launch.interface import guide_environment
-from tests.benchmarks.gpu.common import PEAK_BF16, header, spell
+from tests.benchmarks.gpu.common import PEAK_BF16, spell
 from tests.benchmarks.gpu.dit_step import parse_shape
 from tests.benchmarks.gpu.random_dit import GEOMETRIES, LATENT, Shape
 
@@ -149,13 +149,13 @@ def run_case(case: Case, report: Path) -> None:
             engine.train_step()
         tell(breakdown=parts)
     if case.checkpoint:
-        tell(**_stopped_by_a_checkpoint(engine, case))
+        _stopped_by_a_checkpoint(engine, case, tell)
     engine.stop_data()
     stop_processes()
 
 
-def _stopped_by_a_checkpoint(engine: Any, case: Case) -> dict[str, Any]:
-    """Save as a session does, twice for the steady state; how long the loop stood still."""
+def _stopped_by_a_checkpoint(engine: Any, case: Case, tell: Callable[..., None]) -> None:
+    """Save as a session does; how long the loop stood still, the step beside it, the whole."""
     from components.lib.train.checkpoint import Checkpoints
     from components.lib.train.config import CheckpointConfig
     from components.lib.train.places import LocalPlace
@@ -168,16 +168,15 @@ def _stopped_by_a_checkpoint(engine: Any, case: Case) -> dict[str, Any]:
     began = time.perf_counter()
     saves.save(engine.step, engine.tensors(), engine.state(), "", engine.copies.wait)
     stopped = time.perf_counter() - began
+    tell(checkpoint_prepare=prepared, checkpoint_stopped=stopped)
     beside = engine.train_step()["step_seconds"]
+    tell(step_beside_checkpoint=beside)
     begun_waiting = time.perf_counter()
     saves.wait()
-    return {
-        "checkpoint_prepare": prepared,
-        "checkpoint_stopped": stopped,
-        "step_beside_checkpoint": beside,
-        "checkpoint_seconds": stopped + beside + time.perf_counter() - begun_waiting,
-        "checkpoint_gib": saves.bytes_written / 2**30,
-    }
+    tell(
+        checkpoint_seconds=stopped + beside + time.perf_counter() - begun_waiting,
+        checkpoint_gib=saves.bytes_written / 2**30,
+    )
 
 
 def _across_layouts(engine: Any, case: Case) -> dict[str, Any]:
@@ -366,11 +365,15 @@ def line(name: str, found: dict[str, Any], base: float) -> str:
         note += f"; the allocator started over {found['retries']} times"
     if "checkpoint_stopped" in found:
         note += (
-            f"; a checkpoint of {found['checkpoint_gib']:.1f} GiB stopped training for "
-            f"{found['checkpoint_stopped']:.2f} s (buffers made ready in "
-            f"{found['checkpoint_prepare']:.1f} s, next step {found['step_beside_checkpoint']:.2f} "
-            f"s, written in {found['checkpoint_seconds']:.0f} s)"
+            f"; a checkpoint stopped training for {found['checkpoint_stopped']:.2f} s (buffers "
+            f"made ready in {found['checkpoint_prepare']:.1f} s before"
         )
+        if "step_beside_checkpoint" in found:
+            note += f", the step beside it {found['step_beside_checkpoint']:.2f} s"
+        if "checkpoint_gib" in found:
+            size, took = found["checkpoint_gib"], found["checkpoint_seconds"]
+            note += f", {size:.1f} GiB written in {took:.0f} s"
+        note += ")"
     if "error" in found:
         note += f"; then: {found['error']}"
     return (
@@ -423,7 +426,11 @@ def main(arguments: Sequence[str]) -> int:
             stream.write(json.dumps(record) + "\n")
 
     began = time.monotonic()
-    header()
+    # In a process of its own: what it leaves on a GPU would be missing to the ranks.
+    subprocess.run(
+        [sys.executable, "-c", "from tests.benchmarks.gpu.common import header; header()"],
+        check=True,
+    )
     for text in rows(Run(options, options.processes, began, write)):
         print(text, flush=True)
     return bool(failures)
