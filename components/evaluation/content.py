@@ -219,8 +219,10 @@ def pictures_section(strips: Sequence[Picture], videos: Sequence[Picture]) -> Fr
     return page.section("Pictures", page.gallery(strips, cell=900), page.gallery(videos, cell=440))
 
 
-def data_section(lineage: Lineage, facts: Mapping[str, Any]) -> Fragment:
-    """How much video of which split, and what the data set's manifest says."""
+def data_section(
+    lineage: Lineage, facts: Mapping[str, Any], selected: Sequence[Picture] = ()
+) -> Fragment:
+    """How much video of which split, what the data set's manifest says, and what was selected."""
     rows: list[list[str | int | float]] = []
     for split in ("train", "validation"):
         videos = [video for video in lineage.videos if video.split == split]
@@ -230,7 +232,8 @@ def data_section(lineage: Lineage, facts: Mapping[str, Any]) -> Fragment:
             rows.append([split, len(videos), drives, size])
     table = page.table(["split", "videos", "drives", "MB"], rows)
     plain = [[key, value] for key, value in facts.items()]
-    return page.section("Data", table, page.table(["data set", ""], plain))
+    pictures = page.gallery(selected, cell=900)
+    return page.section("Data", table, pictures, page.table(["data set", ""], plain))
 
 
 def lineage_section(lineage: Lineage) -> Fragment:

@@ -12,13 +12,16 @@ from components.lib.manifest import Manifest
 from components.lib.report import curves, page, runs
 from components.lib.report.curve_picture import to_png
 from components.lib.report.curves import Run
+from components.lib.report.page import Picture
 from components.lib.report.scores import Evaluation
 from components.lib.report.stats import interval
 from components.lib.stage import Output
+from components.lib.store import ObjectStore
 
 if TYPE_CHECKING:
     from components.evaluation.family import Family
 
+CONTACT_SHEET = "contact_sheet.png"
 TITLES = {"dit": "Diffusion post-training", "tokenizer": "Tokenizer post-training"}
 
 
@@ -49,7 +52,11 @@ def write_report(
         else page.Fragment(""),
         page.section("By source", *content.per_group(evaluation)),
         *curve_parts[1:],
-        content.data_section(lineage, {**_facts(inputs["data"].summary), **family.facts()}),
+        content.data_section(
+            lineage,
+            {**_facts(inputs["data"].summary), **family.facts()},
+            _selected(inputs["data"], output.store),
+        ),
         runs.settings_section([run]),
         content.lineage_section(lineage),
     ]
@@ -84,6 +91,18 @@ def _sources(lineage: Lineage) -> str:
     if not names:
         return ""
     return names[0] if len(names) == 1 else f"{len(names)} videos, {names[0]} and others"
+
+
+def _selected(data: Manifest, store: ObjectStore) -> list[Picture]:
+    """The contact sheet of the data set, where its stage made one."""
+    return [
+        Picture(
+            caption="clips that were selected: first, middle and last frame",
+            data=store.get_bytes(data.file_uri(entry.path), sha256=entry.sha256),
+        )
+        for entry in data.files
+        if entry.path == CONTACT_SHEET
+    ]
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from components.lib.cosmos.dit import DIT_PRESETS, DiT
 from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.manifest import MANIFEST_NAME, FileEntry, InputRef, Manifest, load_manifest
+from components.lib.report.pictures import strip
 from components.lib.shards.latents import ClipInfo, latent_parts
 from components.lib.shards.tar import ShardWriter
 from components.lib.store import ObjectStore
@@ -156,9 +157,10 @@ class DiffusionInputs:
                 samples[f"{i:06d}"] = latent_parts(latent, info)
                 self.latents[record.uri] = latent.float()
             shards[f"{split}-000000.tar"] = (split, samples)
+        self.contact_sheet = strip({"clip": [np.full((8, 8, 3), 200, np.uint8)]})
+        files = {name: shard_bytes(tmp / name, samples) for name, (_, samples) in shards.items()}
         self.data = publish(
-            "latent-dataset", "d",
-            {name: shard_bytes(tmp / name, samples) for name, (_, samples) in shards.items()},
+            "latent-dataset", "d", {**files, "contact_sheet.png": self.contact_sheet},
             metas={n: {"split": s, "samples": len(x)} for n, (s, x) in shards.items()},
             inputs={"videos": self.video_manifest},
             summary={"latent_shape": [16, 3, 8, 12], "validation": "held-out"},

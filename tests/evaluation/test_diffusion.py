@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
@@ -84,6 +85,7 @@ def test_writes_everything_and_says_what_it_found(
     html = read(result.manifest, "report.html").decode()
     assert "drive1/video" in html or "drive1" in html
     assert diffusion.records[0].sha256 in html, "the lineage names every source video's hash"
+    assert base64.b64encode(diffusion.contact_sheet).decode() in html, "the selected clips"
     assert read(result.manifest, "loss_curve.png")[:4] == b"\x89PNG"
     rows = read(result.manifest, "loss_curve.csv").decode().splitlines()
     assert rows[0].startswith("run,split,step,loss") and len(rows) == 1 + 60 + 4
