@@ -119,8 +119,9 @@ def test_the_layouts_command_measures_saves_and_restores(tmp_path: Path) -> None
 
 
 def test_the_layouts_command_ends_at_its_deadline(tmp_path: Path) -> None:
-    arguments = ("--processes", "2", "--restore-layers", "0")
-    text, records = layouts(tmp_path, *arguments, "--deadline", "2", "--least", "1")
+    # 56,320 tokens on two CPU cores: no step ends before the deadline
+    arguments = ("--processes", "2", "--restore-layers", "0", "--latent", "16x16x88x160")
+    text, records = layouts(tmp_path, *arguments, "--deadline", "40", "--least", "1")
     assert [record["layout"] for record in records] == ["TP2", "FSDP2"]
     assert "at the deadline" in str(records[0]["error"])
     assert records[1]["error"] == "not begun: no time left"
