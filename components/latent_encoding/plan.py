@@ -136,7 +136,9 @@ def make_plan(records: Iterable[VideoRecord], settings: PlanSettings) -> Plan:
     infos, validation = ensure_validation(infos)
     shards: list[ShardPlan] = []
     for split in SPLITS:
-        shards += plan_split([info for info in infos if info.split == split], split, settings)
+        members = [info for info in infos if info.split == split]
+        shared = validation == "same-clip" and split == "validation"
+        shards += plan_split(members, split, settings, mark="_held" if shared else "")
     return Plan(
         shards=mark_previews(shards, settings.previews),
         skipped=tuple(skipped),
@@ -206,8 +208,13 @@ def ensure_validation(
     return [*infos[:kept], *moved], "same-video"
 
 
-def plan_split(infos: Sequence[ClipInfo], split: Split, settings: PlanSettings) -> list[ShardPlan]:
-    """Shards of one split: one shape after the other, evenly filled, numbered through."""
+def plan_split(
+    infos: Sequence[ClipInfo], split: Split, settings: PlanSettings, mark: str = ""
+) -> list[ShardPlan]:
+    """Shards of one split: one shape after the other, evenly filled, numbered through.
+
+    ``mark`` ends the samples' names, for clips that stand in the other split under their own.
+    """
     by_shape: dict[tuple[int, int, int, int], list[ClipInfo]] = {}
     for info in infos:
         shape = settings.latent_shape(info.num_frames, (info.clip_height, info.clip_width))
@@ -223,7 +230,7 @@ def plan_split(infos: Sequence[ClipInfo], split: Split, settings: PlanSettings) 
         bounds = [len(members) * k // count for k in range(count + 1)]
         for begin, end in itertools.pairwise(bounds):
             clips = [
-                Clip(key=clip_key(info), index=index + k, info=info)
+                Clip(key=clip_key(info) + mark, index=index + k, info=info)
                 for k, info in enumerate(members[begin:end])
             ]
             index += len(clips)
@@ -233,7 +240,7 @@ def plan_split(infos: Sequence[ClipInfo], split: Split, settings: PlanSettings) 
 
 
 def clip_key(info: ClipInfo) -> str:
-    """Name of a sample: the video's digest, length and start. Unique in a data set, no dots."""
+    """Name of a sample: the video's digest, length and start. No dots."""
     return f"{info.video_sha256[:16]}_{info.num_frames}_{info.start:07d}"
 
 

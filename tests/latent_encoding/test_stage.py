@@ -207,6 +207,22 @@ def test_one_video_validates_on_itself_and_says_so(
     assert summary["splits"] == {"train": 3, "validation": 1}
 
 
+def test_a_single_clip_trains_and_validates_and_says_so(
+    store: ObjectStore,
+    clips: dict[str, Path],
+    make_record: Callable[..., VideoRecord],
+    put_videos: Put,
+    make_config: Make,
+    progress: Any,
+) -> None:
+    videos = put_videos([make_record(clips["bikes"])])
+    result = stage.run(make_config(videos, chunks_per_video=1), store, progress)
+    assert result.manifest.summary["validation"] == "same-clip"
+    (_, (train, seen)), (_, (held_out, held)) = sorted(read_samples(result.manifest, store).items())
+    assert torch.equal(train, held_out)
+    assert {seen.split, held.split} == {"train", "validation"}
+
+
 def test_buckets_give_each_video_its_shape_and_length(
     store: ObjectStore,
     two_videos: list[VideoRecord],
