@@ -29,15 +29,6 @@ FORMS: list[tuple[str, Form]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def canonical(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every network of the tiny set as a canonical folder."""
-    folder = tmp_path_factory.mktemp("canonical")
-    for name in (tiny.DIT_FOLDER, tiny.CV_FOLDER, tiny.DV_FOLDER):
-        import_model(checkpoints / name, folder / name)
-    return folder
-
-
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     for name, tensor in a.items():
