@@ -130,6 +130,42 @@ def test_second_run_reuses_the_first(demo: Demo) -> None:
     print(f"first {demo.first_seconds:.0f} s, second {seconds:.0f} s")
 
 
+def test_every_stage_runs_alone_from_a_config_file(demo: Demo, tmp_path: Path) -> None:
+    """With the demo's settings and inputs, each finds the demo's own output again."""
+    from components.lib.manifest import load_manifest
+    from components.lib.overrides import STAGES
+    from components.lib.store import ObjectStore
+    from components.lib.store.embedded import EmbeddedStore
+
+    records: dict[str, str] = {}
+    for journal in sorted((demo.workspace / "runs").glob("*.jsonl")):
+        for line in journal.read_text().splitlines():
+            record = json.loads(line)
+            records.setdefault(record["stage"], record["manifest"])
+    assert set(records) == set(STAGES)
+    with EmbeddedStore(demo.workspace) as embedded:
+        store = ObjectStore.from_env(embedded.env)
+        for name, uri in records.items():
+            manifest = load_manifest(uri, store)
+            inputs = {key: f"{ref.uri}" for key, ref in manifest.inputs.items()}
+            values = {**manifest.config, **inputs, "storage_root": "s3://cosmos/runs"}
+            path = tmp_path / f"{name}.json"
+            path.write_text(json.dumps(values))
+            done = subprocess.run(
+                [CLI, "stage", name, "--config", str(path)],
+                env={**os.environ, **embedded.env},
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
+            )
+            assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+            again = load_manifest(done.stdout.split()[-1], store)
+            assert again.stage == name
+            if name != "evaluation":  # which also looks at production, and that has changed
+                assert again.uri == manifest.uri
+
+
 def test_killed_demo_finishes_when_started_again(tmp_path: Path) -> None:
     rng = random.Random(20)
     for _ in range(KILLS):
