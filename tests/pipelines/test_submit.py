@@ -192,14 +192,14 @@ def test_following_says_each_change_and_ends(kfp_server: Any, server: Any) -> No
     kfp_server.tasks(run.run_id, discover="RUNNING")
     said: list[str] = []
 
-    def later() -> None:
-        time.sleep(0.2)
-        kfp_server.tasks(run.run_id, discover="SUCCEEDED", train="FAILED")
-        kfp_server.finish(run.run_id, "FAILED", "train: out of luck")
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 1:  # the run goes on once its first state has been seen
+            kfp_server.tasks(run.run_id, discover="SUCCEEDED", train="FAILED")
+            kfp_server.finish(run.run_id, "FAILED", "train: out of luck")
 
-    threading.Thread(target=later).start()
     kfp_server.fail("GET", f"/runs/{run.run_id}", 503, times=2)
-    ended = client.follow(server, run.run_id, said.append, poll_s=0.02)
+    ended = client.follow(server, run.run_id, say, poll_s=0.02)
     assert (ended.state, ended.error) == ("FAILED", "train: out of luck")
     assert said == ["discover: running", "discover: succeeded", "train: failed"]
 
