@@ -9,6 +9,8 @@ once. The trade-off: the buffers (12 bytes per parameter of this rank) are held 
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
 
@@ -65,7 +67,10 @@ class HostCopies:
 
 
 def _page_lock(tensor: torch.Tensor) -> None:
-    """Let a GPU copy straight into this tensor. Without success copies are right, but slower."""
+    """Let a GPU copy straight into this tensor, for as long as it lives. Raises CudaError: what
+    CUDA refuses here it would report at some later, unrelated call."""
     if tensor.nbytes:
         # torch's own page-locked allocator rounds sizes up to powers of two.
-        torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
+        runtime, address = torch.cuda.cudart(), tensor.data_ptr()
+        torch.cuda.check_error(runtime.cudaHostRegister(address, tensor.nbytes, 0))
+        weakref.finalize(tensor, runtime.cudaHostUnregister, address)
