@@ -8,13 +8,11 @@ from typing import Any
 from kfp import dsl
 
 from components.checkpoint_fetch.component import checkpoint_fetch
-from components.evaluation.component import evaluation
 from components.latent_encoding.component import latent_encoding
-from components.promotion.component import promotion
 from components.prompt_embedding.component import prompt_embedding
-from components.training.component import training
 from components.video_discovery.component import video_discovery
-from pipelines import images, profiles
+from pipelines import profiles
+from pipelines.closing import train_and_judge
 from pipelines.profiles import Profile, place
 
 
@@ -106,7 +104,6 @@ def post_train(
 
     ``ledger`` names the ledger that the videos of a promoted model are entered in.
     """
-    entered = {"videos": found.outputs["videos"], "ledger": ledger} if ledger is not None else {}
     tokenizer = checkpoint_fetch(
         storage_root=storage_root,
         source=tokenizer_checkpoint,
@@ -138,40 +135,19 @@ def post_train(
         overrides=overrides,
     ).set_display_name("encode latents")
     place(latents, profile, profiles.ENCODE, cached=cached)
-    trained = training(
+    prompts = {"prompts": embedded.outputs["embeddings"]}
+    train_and_judge(
+        profile,
+        found,
+        base,
+        latents.outputs["latents"],
         storage_root=storage_root,
         factory=factory,
         launcher=launcher,
-        checkpoint=base.outputs["checkpoint"],
-        data=latents.outputs["latents"],
-        prompts=embedded.outputs["embeddings"],
+        model_name=model_name,
         overrides=overrides,
-    ).set_display_name("train")
-    place(
-        trained,
-        profile,
-        profiles.LAUNCH,
         cached=cached,
-        secrets=("wandb",),
-        environment={"COSMOS_TRAIN_IMAGE": images.TRAIN},
+        ledger=ledger,
+        training_inputs=prompts,
+        evaluation_inputs=prompts,
     )
-    judged = evaluation(
-        storage_root=storage_root,
-        model_name=model_name,
-        training=trained.outputs["run"],
-        checkpoint=base.outputs["checkpoint"],
-        data=latents.outputs["latents"],
-        prompts=embedded.outputs["embeddings"],
-        overrides=overrides,
-    ).set_display_name("evaluate")
-    # it also measures the model in production, which another run may have changed
-    place(judged, profile, profiles.EVALUATE, cached=False)
-    decided = promotion(
-        storage_root=storage_root,
-        model_name=model_name,
-        training=trained.outputs["run"],
-        evaluation=judged.outputs["evaluated"],
-        overrides=overrides,
-        **entered,
-    ).set_display_name("promote")
-    place(decided, profile, profiles.PROMOTE, cached=False)

@@ -8,12 +8,10 @@ from typing import Any
 from kfp import dsl
 
 from components.checkpoint_fetch.component import checkpoint_fetch
-from components.evaluation.component import evaluation
-from components.promotion.component import promotion
 from components.tar_sharding.component import tar_sharding
-from components.training.component import training
 from components.video_discovery.component import video_discovery
-from pipelines import images, profiles
+from pipelines import profiles
+from pipelines.closing import train_and_judge
 from pipelines.profiles import Profile, place
 
 
@@ -87,7 +85,6 @@ def post_train(
 
     ``ledger`` names the ledger that the videos of a promoted model are entered in.
     """
-    entered = {"videos": found.outputs["videos"], "ledger": ledger} if ledger is not None else {}
     vgg = checkpoint_fetch(
         storage_root=storage_root, source=vgg_checkpoint, role="vgg16", overrides=overrides
     ).set_display_name("fetch VGG16")
@@ -96,39 +93,18 @@ def post_train(
         storage_root=storage_root, videos=found.outputs["videos"], overrides=overrides
     ).set_display_name("shard videos")
     place(shards, profile, profiles.SHARD, cached=cached)
-    trained = training(
+    train_and_judge(
+        profile,
+        found,
+        base,
+        shards.outputs["dataset"],
         storage_root=storage_root,
         factory=factory,
         launcher=launcher,
-        checkpoint=base.outputs["checkpoint"],
-        vgg=vgg.outputs["checkpoint"],
-        data=shards.outputs["dataset"],
+        model_name=model_name,
         overrides=overrides,
-    ).set_display_name("train")
-    place(
-        trained,
-        profile,
-        profiles.LAUNCH,
         cached=cached,
-        secrets=("wandb",),
-        environment={"COSMOS_TRAIN_IMAGE": images.TRAIN},
+        ledger=ledger,
+        training_inputs={"vgg": vgg.outputs["checkpoint"]},
+        evaluation_inputs={},
     )
-    judged = evaluation(
-        storage_root=storage_root,
-        model_name=model_name,
-        training=trained.outputs["run"],
-        checkpoint=base.outputs["checkpoint"],
-        data=shards.outputs["dataset"],
-        overrides=overrides,
-    ).set_display_name("evaluate")
-    # it also measures the model in production, which another run may have changed
-    place(judged, profile, profiles.EVALUATE, cached=False)
-    decided = promotion(
-        storage_root=storage_root,
-        model_name=model_name,
-        training=trained.outputs["run"],
-        evaluation=judged.outputs["evaluated"],
-        overrides=overrides,
-        **entered,
-    ).set_display_name("promote")
-    place(decided, profile, profiles.PROMOTE, cached=False)
