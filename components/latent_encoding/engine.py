@@ -69,6 +69,7 @@ class Counts:
     seconds_encode: float = 0.0
     seconds_fetch: float = 0.0
     seconds_store_wait: float = 0.0
+    seconds_first: float = 0.0  # until the first latent: loading, on a GPU compiling
     seconds_total: float = 0.0
 
 
@@ -183,7 +184,7 @@ class _Engine:
         self.writes: list[Future[None]] = []
         self.open: list[OpenShard] = []
         self.filling: dict[str, _Batch] = {}
-        self.saved_at = time.monotonic()
+        self.begun = self.saved_at = time.monotonic()
 
     def close(self) -> None:
         """Stop the threads. Work that was not handed to the writer is lost, as after a kill."""
@@ -301,6 +302,7 @@ class _Engine:
         """Store what the encoder has finished; save segments when it is time."""
         for encoded in self.encoder.collect(everything):
             batch: _Batch = encoded.tag
+            self.counts.seconds_first = self.counts.seconds_first or time.monotonic() - self.begun
             for clip, good, latent in zip(batch.clips, batch.good, encoded.latents, strict=True):
                 if good and not batch.shard.settled(clip):
                     batch.shard.add(clip, latent)

@@ -247,6 +247,7 @@ def report_counts(output: Output, counts: Sequence[Counts]) -> None:
         output.timing[name] = float(sum(getattr(c, name) for c in counts))
     for name in ("decode", "decode_wait", "encode", "fetch", "store_wait"):
         output.timing[f"seconds_{name}"] = sum(getattr(c, f"seconds_{name}") for c in counts)
+    output.timing["seconds_first"] = max((c.seconds_first for c in counts), default=0.0)
     longest = max((c.seconds_total for c in counts), default=0.0)
     rate = output.timing["frames_encoded"] / longest if longest else 0.0
     output.timing["frames_per_second"] = rate

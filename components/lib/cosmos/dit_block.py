@@ -2,7 +2,8 @@
 
 A `TransformerBlock` holds three `SubBlock`s that share one rule,
 ``x <- x + gate * f(LayerNorm(x) * (1 + scale) + shift)``, with shift, scale and gate from a
-low-rank projection of the noise level plus a shared term. Module names repeat the published ones.
+low-rank projection of the noise level plus a shared term. f ends in a matrix product, which is
+where the gate is applied (`gated_linear`). Module names repeat the published ones.
 
 Activation checkpointing sits inside the block, in the function that is compiled, so that a
 compiler sees the policy; compilation replaces that function and leaves ``forward`` (and what
@@ -55,9 +56,14 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(RowLinear(hidden, hidden))
 
     def forward(
-        self, x: Tensor, tokens: int, context: Tensor | None, rotary: Rotary | None
+        self,
+        x: Tensor,
+        gate: Tensor,
+        tokens: int,
+        context: Tensor | None,
+        rotary: Rotary | None,
     ) -> Tensor:
-        """x [rows, B, hidden]; context [L, B, dim] (None: attend to x itself) -> like x."""
+        """x [rows, B, hidden]; context [L, B, dim] (None: attend to x itself) -> gate * like x."""
         x = self.parallel.enter(x, tokens)
         source = x if context is None else context
         heads = (self.heads, -1)
@@ -66,7 +72,8 @@ class Attention(nn.Module):
         value = self.to_v[0](source).unflatten(-1, heads)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
-        return self.parallel.leave(self.to_out[0](attend(query, key, value, self.backend)))
+        attended = attend(query, key, value, self.backend)
+        return self.parallel.leave(self.to_out[0](attended, self.parallel.share(gate)))
 
 
 class _Attends(nn.Module):
@@ -77,9 +84,14 @@ class _Attends(nn.Module):
         self.attn = attn
 
     def forward(
-        self, x: Tensor, tokens: int, context: Tensor | None, rotary: Rotary | None
+        self,
+        x: Tensor,
+        gate: Tensor,
+        tokens: int,
+        context: Tensor | None,
+        rotary: Rotary | None,
     ) -> Tensor:
-        return self.attn(x, tokens, context, rotary)
+        return self.attn(x, gate, tokens, context, rotary)
 
 
 class FeedForward(nn.Module):
@@ -92,11 +104,16 @@ class FeedForward(nn.Module):
         self.layer2 = RowLinear(config.ffn, config.hidden)
 
     def forward(
-        self, x: Tensor, tokens: int, _context: Tensor | None, _rotary: Rotary | None
+        self,
+        x: Tensor,
+        gate: Tensor,
+        tokens: int,
+        _context: Tensor | None,
+        _rotary: Rotary | None,
     ) -> Tensor:
-        """[rows, B, hidden] -> the same. An MLP needs neither context nor positions."""
+        """[rows, B, hidden] -> gate * the same. An MLP needs neither context nor positions."""
         inner = F.gelu(self.layer1(self.parallel.enter(x, tokens)))
-        return self.parallel.leave(self.layer2(inner))
+        return self.parallel.leave(self.layer2(inner, self.parallel.share(gate)))
 
 
 class Modulation(nn.Sequential):
@@ -136,7 +153,7 @@ class SubBlock(nn.Module):
         """x [rows, B, hidden]; noise [B, hidden]; shared [B, 3 · hidden]."""
         shift, scale, gate = (self.adaLN_modulation(noise) + shared).chunk(3, dim=-1)
         inner = modulate(x, shift, scale, self.eps)
-        return x + gate * self.block(inner, tokens, context, rotary)
+        return x + self.block(inner, gate, tokens, context, rotary)
 
 
 class TransformerBlock(nn.Module):

@@ -25,7 +25,7 @@ _BF16 = 2
 #: What a block keeps for its backward pass besides attention outputs, and what is alive while one
 #: block runs backward, in activations of tokens x hidden in bf16: seen with compiled blocks on an
 #: H100. An eager run needs a little less at work and keeps a little more.
-_KEPT = {"full": 1.0, "selective": 1.0, "light": 12.0, "none": 24.0}
+_KEPT = {"full": 1.0, "selective": 1.0, "light": 9.0, "none": 21.0}
 _ATTENTION_OUTPUTS = 2.0
 _WORKING = 24.0
 

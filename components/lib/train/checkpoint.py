@@ -7,7 +7,7 @@ interleave with training's. DCP describes each shard's place in the global tenso
 lets another layout read it; safetensors headers carry that description, so no pickle is involved.
 
 The trade-off: a save needs one more copy of the shards in host memory (12 bytes per parameter of
-this rank), and a second save waits for the first.
+this rank, and a file's part of it), and a second save waits for the first.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from components.lib.train.places import (
 log = logging.getLogger("cosmos.train")
 PREFIX = "checkpoints/"
 METRICS = "metrics.jsonl"
+#: Of one file, over all ranks. DCP makes each rank's part of a file in memory before it writes it.
+FILE_BYTES = 8 * 2**30
 Tensors = dict[str, torch.Tensor]
 
 
@@ -154,12 +156,17 @@ class Checkpoints:
             self._error = error
 
     def _write(self, step: int, tensors: Tensors, state: dict[str, Any], metrics: str) -> None:
+        if self.layout.device.type == "cuda":
+            # A thread starts on the node's first GPU, where DCP would open a context of its own.
+            torch.cuda.set_device(self.layout.device)
         self._ready()
         folder = f"{PREFIX}step-{step:08d}/"
         local = self.work_dir / "saving" / f"rank-{self.layout.rank:05d}" / f"step-{step:08d}"
         shutil.rmtree(local, ignore_errors=True)
         local.mkdir(parents=True)
-        writer = HuggingFaceStorageWriter(str(local), save_distributed=True)
+        writer = HuggingFaceStorageWriter(
+            str(local), file_of(tensors, FILE_BYTES), save_distributed=True
+        )
         dcp.save(tensors, storage_writer=writer, process_group=self._group)
         mine = [
             self.place.put(path, folder + path.name, move=True).model_dump()
@@ -195,6 +202,22 @@ class Checkpoints:
         for folder in folders:
             if folder not in keep:
                 delete_folder(self.place, folder)
+
+
+def file_of(tensors: Tensors, limit: int) -> dict[str, int]:
+    """Number, from 1, of the file for each tensor, in order, so that none passes ``limit`` bytes.
+
+    A tensor larger than that has a file to itself. Counted on global sizes, which every rank knows
+    and of which each writes its part: all must come to the same table.
+    """
+    numbers: dict[str, int] = {}
+    number, filled = 1, 0
+    for name, tensor in tensors.items():
+        if filled and filled + tensor.nbytes > limit:
+            number, filled = number + 1, 0
+        filled += tensor.nbytes
+        numbers[name] = number
+    return numbers
 
 
 def _step_of(folder: str) -> int:

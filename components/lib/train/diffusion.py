@@ -184,13 +184,14 @@ class DiffusionTask:
         if self.layout.device.type != "cuda":
             return
         work = self.work(batch)
-        rows = work.amount / (self.layout.tp if self.layout.sequence_parallel else 1)
+        ranks = self.layout.tp if self.layout.sequence_parallel else 1
+        rows = work.amount / ranks
         free = free_after_state(self.model, ema=bool(self.config.trainer.ema_decay))
         # Recomputation repeats tensor-parallel collectives, so all ranks need the same plan.
         tightest = torch.tensor([free, -rows], dtype=torch.float64, device=self.layout.device)
         dist.all_reduce(tightest, op=dist.ReduceOp.MIN)
         free, rows = float(tightest[0]), -float(tightest[1])
-        plan = plan_recompute(self.dit.layers, rows * self.dit.hidden * 2, free)
+        plan = plan_recompute(self.dit.layers, rows * self.dit.hidden * 2, free, ranks)
         configure_blocks(self._dit, checkpointing=plan, attention=self.config.trainer.attention)
         kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))
         if self.layout.is_main:

@@ -215,7 +215,9 @@ class Engine:
     def _moments(self, parameter: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor]:
         state = self.optimizer.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            # fused kernels count steps on the device, like torch's own initial state
+            device = parameter.device if self.optimizer.defaults["fused"] else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state["exp_avg"], state["exp_avg_sq"]

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from components.lib.contract import UserError
 from components.lib.cosmos.dit import DiT
 from components.lib.cosmos.dit_config import DiTConfig
-from components.lib.cosmos.parallel import ColumnLinear, RowLinear
+from components.lib.cosmos.parallel import ColumnLinear, RowLinear, gated_linear
 from components.lib.train.config import LoraConfig
 from components.lib.train.layout import Layout, ShardDim
 from components.lib.train.order import seed_of
@@ -50,10 +50,10 @@ class LoraRow(RowLinear):
     lora_b: nn.Parameter
     lora_scale: float
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The local partial product and the update's."""
-        update = F.linear(F.linear(x, self.lora_a), self.lora_b)
-        return F.linear(x, self.weight) + self.lora_scale * update
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """gate * (the local partial product and the update's)."""
+        update = gated_linear(F.linear(x, self.lora_a), self.lora_b, gate)
+        return gated_linear(x, self.weight, gate) + self.lora_scale * update
 
 
 def add_lora(model: DiT, config: LoraConfig, frozen: torch.dtype | None = None) -> None:

@@ -1,10 +1,10 @@
 """Choose each block's activation checkpointing so that the GPU's memory is used and not exceeded.
 
-What a block keeps for the backward pass, in units of one activation (tokens x batch x hidden in
-bf16), was measured with compiled blocks on an H100: see `KEPT`. All blocks start at the least
-memory; then as many as fit go one rung up the ladder full -> selective -> light -> none, cheapest
-gain first: keeping attention outputs saves the most time for each byte, keeping matrix products
-comes next, and keeping elementwise results last.
+What a block keeps for the backward pass is counted in units of one activation on a rank (its rows
+x batch x hidden in bf16), for compiled blocks: see `kept`. All blocks start at the least memory;
+then as many as fit go one rung up the ladder full -> selective -> light -> none, cheapest gain
+first: keeping attention outputs saves the most time for each byte, keeping matrix products comes
+next, and keeping elementwise results last.
 """
 
 from __future__ import annotations
@@ -17,26 +17,43 @@ from torch.distributed.tensor import DTensor
 
 from components.lib.cosmos.dit_block import Checkpointing
 
-#: Activations that a block keeps, in units of tokens x batch x hidden x 2 bytes.
-KEPT: dict[Checkpointing, float] = {"full": 1.0, "selective": 4.0, "light": 13.5, "none": 23.0}
-#: Units that are alive while one block runs backward, beyond what the others keep.
+#: Activations that a block keeps, in units of rows x batch x hidden x 2 bytes. Counted from what
+#: autograd holds after a forward pass; ``none`` was 3 less than that on an H100.
+KEPT: dict[Checkpointing, float] = {"full": 1.0, "selective": 4.0, "light": 11.0, "none": 21.0}
+#: Gathered inputs that ``none`` keeps in each block: all rows instead of a rank's own.
+GATHERED = 3
+#: Units that are alive while one block runs backward, beyond what the others keep; then those that
+#: are gathered or wait to be scattered, which count as often as there are tensor-parallel ranks.
 WORKING = 21.0
+WORKING_GATHERED = 5.0
 #: Part of the free memory that is planned with; the rest is for fragmentation and libraries.
 USABLE = 0.92
 LADDER: tuple[Checkpointing, ...] = ("full", "selective", "light", "none")
 
 
-def plan_recompute(blocks: int, unit_bytes: float, free_bytes: float) -> list[Checkpointing]:
+def kept(mode: Checkpointing, sequence_ranks: int = 1) -> float:
+    """Units that a block keeps whose rows are cut over so many ranks by sequence parallelism."""
+    return KEPT[mode] + (GATHERED * (sequence_ranks - 1) if mode == "none" else 0.0)
+
+
+def working(sequence_ranks: int = 1) -> float:
+    """Units alive while one block runs backward."""
+    return WORKING + WORKING_GATHERED * (sequence_ranks - 1)
+
+
+def plan_recompute(
+    blocks: int, unit_bytes: float, free_bytes: float, sequence_ranks: int = 1
+) -> list[Checkpointing]:
     """The checkpointing of each block, the last blocks keeping the most.
 
     ``unit_bytes`` is the size of one activation on this rank; ``free_bytes`` what is left on the
     device after weights, gradients and optimizer state. When even ``full`` does not fit, ``full``
     is what comes back: the estimate is no reason to refuse.
     """
-    budget = free_bytes * USABLE / unit_bytes - WORKING - blocks * KEPT[LADDER[0]]
+    budget = free_bytes * USABLE / unit_bytes - working(sequence_ranks) - blocks * KEPT[LADDER[0]]
     plan = [LADDER[0]] * blocks
     for lower, upper in pairwise(LADDER):
-        more = KEPT[upper] - KEPT[lower]
+        more = kept(upper, sequence_ranks) - kept(lower, sequence_ranks)
         fitting = max(0, min(blocks, int(budget // more)))
         for index in range(blocks - fitting, blocks):
             plan[index] = upper

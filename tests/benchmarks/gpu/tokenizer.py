@@ -1,9 +1,10 @@
 """Encoding and training steps of the tokenizers on one GPU, against diffusers' blocks run eagerly.
 
 ``python -m tests.benchmarks.gpu.tokenizer encode cv dv`` measures the parts named. The training
-steps are the trainer's own engine on random clips, compiled, with CUDA graphs and eager. Agreement
-with the CPU in fp32 is asserted before each part is timed. Without a GPU small clips run eagerly,
-to prove the command.
+steps are the trainer's own engine on random clips, compiled, with CUDA graphs and eager;
+``cv:compiled`` measures one variant (each compiles for about a minute, and again for the parity).
+Agreement with the CPU in fp32 is asserted before each part is timed. Without a GPU small clips run
+eagerly, to prove the command.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def _frames(name: str, elapsed: float, note: str) -> Row:
     return Row(name, figure, f"{share:.1%}", "989 TFLOP/s", peak_gib(), note)
 
 
-def train_step(preset: str, clip: tuple[int, int] = (33, 256)) -> Iterator[Row]:
+def train_step(
+    preset: str, variants: list[str], clip: tuple[int, int] = (33, 256)
+) -> Iterator[Row]:
     """L1 loss and AdamW on clips of 33 x 256 x 256: the trainer's own step in its variants.
 
     Peer: diffusers' blocks run eagerly under autocast with fused AdamW. Bound: our compiled network
@@ -100,12 +103,10 @@ def train_step(preset: str, clip: tuple[int, int] = (33, 256)) -> Iterator[Row]:
     reset()
     base = milliseconds(eager, *((5, 2) if device == "cuda" else (1, 1)))
     yield Row(f"{preset} step, diffusers eager", f"{base:.1f} ms", "1.00 x", "eager", peak_gib())
-    for name, trainer in TRAINER_VARIANTS.items():
-        if name != "eager" and device == "cpu":
-            continue
+    for name in variants:
         reset()
-        yield trainer_step(preset, name, trainer, base, clip)
-    if device == "cuda":
+        yield trainer_step(preset, name, TRAINER_VARIANTS[name], base, clip)
+    if device == "cuda" and len(variants) > 1:
         reset()
         fast = copy.deepcopy(plain)
         use_channels_last(fast)
@@ -221,17 +222,14 @@ def graph_of(step: Callable[[], None]) -> Callable[[], None]:
 NEAR = {"CV8x8x8": (2e-2, 1e-1), "DV8x16x16": (5e-2, 2e-1)}
 
 
-def check_train_step(preset: str) -> str:
+def check_train_step(preset: str, variants: list[str]) -> str:
     """Three small steps of the trainer's variants on the device against the CPU in fp32."""
     clip = (9, 64)
     exact = {"precision": "32-true", "accelerator": "cpu"}
-    cuda = torch.cuda.is_available()
     wanted = first_steps(preset, exact, clip)
     words = []
-    for name, trainer in TRAINER_VARIANTS.items():
-        if name != "eager" and not cuda:
-            continue
-        found = first_steps(preset, trainer, clip)
+    for name in variants:
+        found = first_steps(preset, TRAINER_VARIANTS[name], clip)
         errors = [
             max(
                 abs(step[part] / right[part] - 1) for step, right in zip(found, wanted, strict=True)
@@ -254,14 +252,17 @@ def first_steps(
 
 def rows(parts: list[str]) -> Iterator[Row]:
     """The rows of the parts named."""
-    small = () if torch.cuda.is_available() else ((9, 64),)
+    cuda = torch.cuda.is_available()
+    small = () if cuda else ((9, 64),)
     for part in parts:
         if part == "encode":
             yield from encode()
-        else:
-            preset = {"cv": "CV8x8x8", "dv": "DV8x16x16"}[part]
-            print(check_train_step(preset), flush=True)
-            yield from train_step(preset, *small)
+            continue
+        name, _, variant = part.partition(":")
+        preset = {"cv": "CV8x8x8", "dv": "DV8x16x16"}[name]
+        variants = [variant] if variant else list(TRAINER_VARIANTS) if cuda else ["eager"]
+        print(check_train_step(preset, variants), flush=True)
+        yield from train_step(preset, variants, *small)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from components.lib.contract import UserError
 from components.lib.store import ObjectStore
+from components.lib.train import checkpoint
 from components.lib.train.checkpoint import Checkpoints, DamagedCheckpoint
 from components.lib.train.config import CheckpointConfig, TrainerConfig
 from components.lib.train.layout import Layout, start_processes, stop_processes
@@ -67,6 +70,35 @@ def test_what_was_saved_comes_back(place: Place, layout: Layout, tmp_path: Path)
     assert manifest.state == {"consumed_samples": 28, "step": 7}
     with pytest.raises(UserError, match="lacks"):
         saves.load(folder, manifest, {"model.other": views["model.w"]}, 0)
+
+
+def test_a_large_state_is_several_files(
+    place: Place, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 50)  # two of the tensors of 24 bytes
+    names = [f"model.{letter}" for letter in "abcde"]
+    saves = checkpoints(place, layout, tmp_path / "work")
+    values = {name: tensor(layout, float(n))["model.w"] for n, name in enumerate(names)}
+    saves.save(1, values, {}, "")
+    saves.wait()
+    found = saves.newest()
+    assert found is not None
+    files = [entry for entry in found[1].files if entry.path.endswith(".safetensors")]
+    assert len(files) == 3
+    views = {name: tensor(layout, -1)["model.w"] for name in names}
+    saves.load(*found, views, 0)
+    assert [views[name].to_local()[0, 0].item() for name in names] == [0, 1, 2, 3, 4]  # type: ignore[attr-defined]
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 100))
+def test_files_hold_what_fits_in_order(sizes: list[int], limit: int) -> None:
+    tensors = {str(n): torch.empty(size, dtype=torch.uint8) for n, size in enumerate(sizes)}
+    numbers = checkpoint.file_of(tensors, limit)
+    assert list(numbers) == list(tensors)
+    assert sorted(set(numbers.values())) == list(range(1, max(numbers.values()) + 1))
+    for number in set(numbers.values()):
+        held = [tensors[name].nbytes for name in tensors if numbers[name] == number]
+        assert sum(held) <= limit or len([size for size in held if size]) == 1
 
 
 def test_a_checkpoint_without_manifest_is_not_seen(
