@@ -7,23 +7,24 @@ error that names them. One that had ended before is replaced: a launcher is aske
 run's results are missing, so it either failed (its ranks go on from their last checkpoint) or
 its results were removed from the store.
 
-SIGTERM means that the step was cancelled: the job is deleted. A launcher that is killed outright
-cannot do that; ``active_deadline_seconds`` and the pipeline's run label are the net below it.
+SIGTERM means that the step was cancelled: the job is deleted, whatever the launcher is doing at
+that moment (`cancelling`). A launcher that is killed outright cannot do that;
+``active_deadline_seconds`` and the pipeline's run label are the net below it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
-import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from types import FrameType
+from collections.abc import Mapping
 from typing import Any
 
 from components.lib.contract import Frozen, Progress, UserError
 from components.training.launch import explain
+from components.training.launch.cancelling import cancelling
 from components.training.launch.follow import LogFollower
 from components.training.launch.interface import (
     PROGRESS_ANNOTATION,
@@ -37,6 +38,10 @@ from components.training.launch.kube import ApiError, Cluster
 
 _LINES = 20
 _READ = 200
+# Cancelling fits into the 30 s that Kubernetes gives a pod to end.
+_CREATION_S = 8.0
+_DELETION_S = 20.0
+_ANSWER_S = 5.0
 # A change of these makes it another run of the same job, not another job.
 _HARMLESS = frozenset({"labels", "start_timeout_seconds", "delete_on_success", "grace_seconds"})
 
@@ -52,10 +57,6 @@ class Timing(Frozen):
     log_pause_s: float = 1.0
 
 
-class _Cancelled(BaseException):
-    """SIGTERM arrived."""
-
-
 def run_job(
     backend: Backend,
     request: LaunchRequest,
@@ -66,18 +67,12 @@ def run_job(
     """Create or find the job, follow it, return when it succeeded.
 
     Raises UserError with the reason and the last lines when it failed, was deleted, or could not
-    start. On SIGTERM or Ctrl-C the job is deleted and the process exits.
+    start. On SIGTERM or Ctrl-C the job is deleted and the process exits with 143 or 130.
     """
     run = _Run(backend, request, progress, cluster, timing or Timing())
-    with _cancellable():
-        try:
-            run.attach()
-            run.follow()
-        except (_Cancelled, KeyboardInterrupt) as stop:
-            run.cancel()
-            if isinstance(stop, KeyboardInterrupt):
-                raise
-            raise SystemExit(128 + signal.SIGTERM) from stop
+    with cancelling(run.cancel):
+        run.attach()
+        run.follow()
 
 
 class _Run:
@@ -100,6 +95,9 @@ class _Run:
         self.waiting_since: float | None = None
         self.annotated = ""
         self.annotated_at = 0.0
+        self.attached = False
+        self.cancelled = False
+        self.creating = threading.Lock()
 
     # -- one job, whoever created it ---------------------------------------------------------
 
@@ -111,7 +109,7 @@ class _Run:
             job = self.cluster.get(*self.kind, self.request.name)
             if job is None:
                 try:
-                    self.cluster.create(*self.kind, body)
+                    self._create(body)
                 except ApiError as error:
                     if error.status != 409 or time.monotonic() > deadline:
                         raise
@@ -137,10 +135,19 @@ class _Run:
                 self.cluster.sleep(0.5)
             else:
                 self._check_same(job)
+                self.attached = True
                 with contextlib.suppress(ApiError):  # it belongs to this try's run from now on
                     self.cluster.annotate(*self.kind, self.request.name, {}, run_labels())
                 self.progress.log(f"attached to {self.title}, which {_state(status)}")
                 return
+
+    def _create(self, body: Mapping[str, Any]) -> None:
+        """Create the job, unless the step is cancelled, which must find it made or not begun."""
+        with self.creating:
+            if self.cancelled:
+                raise UserError(f"{self.title} is not created: the step is being cancelled.")
+            self.cluster.create(*self.kind, body)
+            self.attached = True
 
     def _check_same(self, job: Mapping[str, Any]) -> None:
         recorded = (job["metadata"].get("annotations") or {}).get(REQUEST_ANNOTATION)
@@ -163,11 +170,23 @@ class _Run:
             )
 
     def cancel(self) -> None:
-        """Delete the job, within the grace period of the step's own pod."""
-        self.follower.finish(timeout_s=0)
-        self.cluster.patience_s = 20.0
-        self.cluster.timeout_s = min(self.cluster.timeout_s, 5.0)
-        self.cluster.delete(*self.kind, self.request.name)
+        """Delete the job. Runs beside `attach` and `follow`, wherever they are."""
+        self.cancelled = True
+        cluster = copy.copy(self.cluster)
+        cluster.patience_s = min(cluster.patience_s, _DELETION_S)
+        cluster.timeout_s = min(cluster.timeout_s, _ANSWER_S)
+        self.creating.acquire(timeout=_CREATION_S)  # what is being created must be there to delete
+        try:
+            if not self.attached:
+                job = cluster.get(*self.kind, self.request.name)
+                if job is None:
+                    self.progress.log(f"cancelled before {self.title} was created")
+                    return
+                self._check_same(job)
+            cluster.delete(*self.kind, self.request.name)
+        except UserError as error:
+            self.progress.log(f"cancelled, but {self.title} was not deleted: {error}")
+            return
         self.progress.log(f"cancelled: deleted {self.title}")
 
     # -- following ---------------------------------------------------------------------------
@@ -330,21 +349,3 @@ def _state(status: JobStatus) -> str:
 
 def _indent(lines: str) -> str:
     return "\n".join("  | " + line for line in lines.rstrip().splitlines()[-_LINES:])
-
-
-@contextlib.contextmanager
-def _cancellable() -> Iterator[None]:
-    """Turn the first SIGTERM into `_Cancelled`. Signals reach only the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the deletion must not be cut short
-        raise _Cancelled
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

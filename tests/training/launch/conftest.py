@@ -98,7 +98,10 @@ class FakeKubernetes:
         message: Any = "passing trouble",
         headers: Any = (),
     ) -> None:
-        """The next ``times`` matching requests get ``status``, a "drop", "hang" or "login page"."""
+        """The next ``times`` matching requests get ``status``, a "drop", "hang" or "login page".
+
+        One that is "slow" is carried out after a second.
+        """
         self.faults.append([method, re.compile(pattern), status, times, message, headers])
 
     def on_create(self, reaction: Any) -> None:
@@ -301,6 +304,9 @@ class Handler(BaseHTTPRequestHandler):
                 if status == "hang":  # a connection that is open and dead
                     self.fake.closing.wait(600)
                     raise ConnectionAbortedError
+                if status == "slow":
+                    time.sleep(1)
+                    return
                 if status == "login page":
                     self.page()
                     raise ConnectionAbortedError

@@ -1,7 +1,5 @@
 """No poll loop dies of a passing error; final answers become sentences that say what to do."""
 
-import os
-import signal
 import threading
 import time
 from typing import Any
@@ -54,24 +52,6 @@ def test_passing_errors_pass(
     kubernetes.fail(method, path, status, times=2)
     launch()
     assert "trying again" in lines.text
-
-
-@pytest.mark.parametrize("status", PASSING)
-def test_cancelling_survives_passing_errors_too(
-    launch: Any, kubernetes: Any, lines: Any, status: Any
-) -> None:
-    def cancel(name: Any) -> None:
-        kubernetes.master(name)
-        kubernetes.condition(name, "Running")
-        time.sleep(0.4)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    kubernetes.on_create(cancel)
-    kubernetes.fail("DELETE", "pytorchjobs/", status, times=2)
-    with pytest.raises(SystemExit):
-        launch()
-    assert not kubernetes.jobs
-    assert "cancelled: deleted" in lines.text
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410, 429, 500, "drop", "hang", "login page"])

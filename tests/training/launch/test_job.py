@@ -1,7 +1,5 @@
 """What a user of the launcher relies on: failures fail, retries re-attach, cancelling deletes."""
 
-import os
-import signal
 import threading
 import time
 from typing import Any
@@ -162,22 +160,6 @@ def test_a_foreign_job_of_that_name_is_left_alone(
     kubernetes.create("pytorchjobs", body)
     with pytest.raises(UserError, match="was not made by this launcher"):
         launch()
-
-
-def test_sigterm_deletes_the_job(launch: Any, kubernetes: Any, request_: Any, lines: Any) -> None:
-    def cancel(name: Any) -> None:
-        kubernetes.master(name)
-        kubernetes.condition(name, "Running")
-        time.sleep(0.4)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    kubernetes.on_create(cancel)
-    with pytest.raises(SystemExit) as stop:
-        launch()
-    assert stop.value.code == 143
-    assert not kubernetes.jobs
-    assert "cancelled: deleted" in lines.text
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_job_deleted_by_someone_else_is_an_error(
