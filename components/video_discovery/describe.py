@@ -118,7 +118,8 @@ def read_table(data: bytes, name: str) -> dict[str, Description]:
     if name.lower().endswith(".csv"):
         rows = list(csv.DictReader(io.StringIO(text)))
     else:
-        for number, line in enumerate(text.splitlines(), 1):
+        # splitlines() would also split at what JSON allows inside a text, such as U+2028
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -130,7 +131,7 @@ def read_table(data: bytes, name: str) -> dict[str, Description]:
             rows.append(row)
     table: dict[str, Description] = {}
     for number, row in enumerate(rows, 1):
-        file = _first(row, FILE_KEYS)
+        file = _file(row)
         if not file:
             raise UserError(
                 f"{name}, row {number} names no video. Give a column {', '.join(FILE_KEYS)}."
@@ -156,11 +157,18 @@ def _description(row: dict[str, Any]) -> Description:
     return Description(_first(row, PROMPT_KEYS), _first(row, DRIVE_KEYS), _first(row, VEHICLE_KEYS))
 
 
+def _file(row: dict[str, Any]) -> str:
+    """The name as it is: spaces of any kind may be part of it."""
+    found = (row.get(name) for name in FILE_KEYS)
+    return next((name for value in found if isinstance(value, str) and (name := value.strip())), "")
+
+
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> str:
     for name in names:
         value = row.get(name)
         if isinstance(value, str | int) and str(value).strip():
-            return " ".join(str(value).split())
+            line = " ".join(str(value).split())
+            return line.encode("utf-8", "replace").decode()  # JSON can spell half a character
     return ""
 
 

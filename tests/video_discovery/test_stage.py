@@ -168,6 +168,21 @@ def test_a_table_may_be_jsonl_in_the_store(
         discover(tmp_path, table=uri)
 
 
+def test_a_table_s_lines_end_at_line_feeds_only(
+    discover: Discover, records: Records, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    """JSON allows these in a text; they are line ends for some readers."""
+    name = "no\u00a0break  two\u2028.mp4"
+    make_video(tmp_path / "in" / name)
+    row = {"file": name, "prompt": "Rain\u2028and\x85wind.", "drive": "half \ud800"}
+    table = tmp_path / "table.jsonl"
+    text = json.dumps(row, ensure_ascii=False).replace("\ud800", "\\ud800")
+    table.write_bytes(text.encode() + b'\r\n{"file": "other.mp4"}\r\n')
+    (only,) = records(discover(tmp_path / "in", table=str(table)))
+    assert only.prompt == "Rain and wind."
+    assert only.drive == "half ?"
+
+
 def test_drives_and_vehicles_in_paths_decide_the_split(
     discover: Discover, records: Records, make_video: MakeVideo, tmp_path: Path
 ) -> None:
@@ -272,12 +287,30 @@ def test_only_what_the_ledger_does_not_hold(
     assert counts(discover(tmp_path, only_new=True, ledger="other"))["ok"] == 4
 
 
+def test_drives_of_any_name_go_through_the_ledger(
+    discover: Discover, records: Records, store: ObjectStore, storage_root: str,
+    make_video: MakeVideo, tmp_path: Path,
+) -> None:  # fmt: skip
+    drives = ["two\nlines", "tab\tbed", 'quo"ted', "sep\u2028arated", "next\x85line", "re\rturn"]
+    for seed, drive in enumerate(drives):
+        make_video(tmp_path / f"drive={drive}" / "0.mp4", seed=seed)
+    first = discover(tmp_path, only_new=True, validation_fraction=0.5)
+    assert {record.drive for record in records(first)} == set(drives)
+    commit_run(store, storage_root, "default", "monday", first.manifest)
+    for seed, drive in enumerate(drives, len(drives)):
+        make_video(tmp_path / f"drive={drive}" / "1.mp4", seed=seed)
+    second = records(discover(tmp_path, only_new=True, validation_fraction=0.5))
+    assert {record.name for record in second} == {"1.mp4"}
+    kept = {record.drive: record.split for record in records(first)}
+    assert {record.drive: record.split for record in second} == kept
+
+
 def test_a_bucket_prefix_is_a_source(
     discover: Discover, records: Records, store: ObjectStore, storage_root: str,
     make_video: MakeVideo, tmp_path: Path,
 ) -> None:  # fmt: skip
     prefix = f"{storage_root}/fleet"
-    names = ["drive=1/a b.mp4", "drive=1/ü'\".mp4", "..x/up..mp4", "c.mp4"]
+    names = ["drive=1/a b.mp4", "drive=1/ü'\".mp4", "..x/up..mp4", "c.mp4", "new\nline\u2028.mp4"]
     for seed, name in enumerate(names):
         store.put_file(make_video(tmp_path / "v.mp4", seed=seed), f"{prefix}/{name}")
     store.put_bytes(f"{prefix}/c.txt", b"A calm street.")

@@ -1,7 +1,8 @@
 """The ledger: which videos have been trained on, and by which run.
 
 One object per run lists the contents (sha256) that the run used, each with its split and the
-group (drive) it was split by. Discovery reads the ledger to find what is new; it never writes it.
+group (drive) it was split by, the latter as a JSON string: whatever characters a drive's name has,
+a video is one line. Discovery reads the ledger to find what is new; it never writes it.
 The stage that finishes a run commits it, so the videos of a failed run stay new. Committing again
 under the same run is harmless: the object is the same.
 
@@ -44,7 +45,7 @@ def commit_run(store: ObjectStore, storage_root: str, name: str, run: str, video
     lines = [json.dumps(head, sort_keys=True)]
     lines += sorted(
         {
-            f"{record.sha256} {record.split or 'train'} {record.group}"
+            f"{record.sha256} {record.split or 'train'} {json.dumps(record.group)}"
             for record in read_records(videos, store)
         }
     )
@@ -75,8 +76,13 @@ def processed(store: ObjectStore, storage_root: str, name: str) -> Processed:
                 sha256, word, group = line.decode().rstrip("\n").split(" ", 2)
                 split: Split = "validation" if word == "validation" else "train"
                 _keep(found.videos, bytes.fromhex(sha256), split)
-                _keep(found.groups, group, split)
+                _keep(found.groups, _group(group), split)
     return found
+
+
+def _group(text: str) -> str:
+    """A group as a line holds it; older ledgers hold it as it is."""
+    return str(json.loads(text)) if text.startswith('"') else text
 
 
 def _keep(known: dict[Any, Split], key: Any, split: Split) -> None:

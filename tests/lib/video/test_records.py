@@ -143,6 +143,38 @@ def test_the_ledger_knows_what_was_committed(
     assert run == {"run": "run-1", "videos": videos.uri, "content": videos.content}
 
 
+ODD_DRIVES = [
+    "two\nlines", "tab\tbed", 'quo"ted', "it's", "U+2028\u2028", "next\x85line", "carriage\rreturn",
+    " spaces ", "back\\slash", "form\ffeed", "", "nul\0", "ü字", '"drive::x"', "{}",
+]  # fmt: skip
+
+
+def test_a_drive_may_have_any_name(
+    store: ObjectStore, storage_root: str, progress: Progress
+) -> None:
+    made = [record(number, drive) for number, drive in enumerate(ODD_DRIVES)]
+
+    def work(inputs: dict[str, Manifest], output: Output) -> None:
+        output.put_bytes("videos.jsonl", b"".join(map(record_line, made)))
+
+    spec = StageSpec(name="video_discovery", version="t", kind="videos")
+    config = StageConfig(storage_root=storage_root)
+    manifest = execute(spec, config, store, progress, work).manifest
+    assert list(read_records(manifest, store)) == made
+    uri = commit_run(store, storage_root, "fleet", "run-1", manifest)
+    found = processed(store, storage_root, "fleet")
+    assert set(found.groups) == {video.group for video in made}
+    assert set(found.videos) == {bytes.fromhex(video.sha256) for video in made}
+    assert len(store.get_bytes(uri).decode().splitlines()) == 1 + len(made)
+
+
+def test_a_ledger_of_an_older_version_is_read(store: ObjectStore, storage_root: str) -> None:
+    sha256 = record(1).sha256
+    text = f'{{"run": "old"}}\n{sha256} validation drive:v 1:two words\n'
+    store.put_bytes(f"{storage_root}/ledger/fleet/old.txt", text.encode())
+    assert processed(store, storage_root, "fleet").groups == {"drive:v 1:two words": "validation"}
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden"])
 def test_a_ledger_name_is_a_word(store: ObjectStore, storage_root: str, name: str) -> None:
     with pytest.raises(UserError, match="cannot name a ledger"):
