@@ -157,7 +157,7 @@ def run_local(
         StageRecord.model_validate(json.loads(line))
         for line in (journal.read_text().splitlines() if journal.exists() else [])
     )
-    reports = _copy_reports(records, workspace / "reports", name, store_env)
+    reports = copy_reports(records, workspace / "reports", name, store_env)
     if failed:
         if sentence.exists():
             where = f" Report: {reports[-1].resolve()}" if reports else ""
@@ -196,9 +196,13 @@ def _execute(name: str, parameters: Mapping[str, Any], outputs: Path, log: io.Te
     return False
 
 
-def _copy_reports(
+def copy_reports(
     records: tuple[StageRecord, ...], folder: Path, name: str, store_env: Mapping[str, str]
 ) -> tuple[Path, ...]:
+    """Copy the report of every stage that has one to ``<pipeline>-<stage>.html`` in ``folder``.
+
+    They are those of the pipeline's last run; the store keeps the reports of all.
+    """
     from components.lib.manifest import load_manifest
     from components.lib.store import ObjectStore
 
@@ -210,8 +214,7 @@ def _copy_reports(
         manifest = load_manifest(record.manifest, store)
         folder.mkdir(parents=True, exist_ok=True)
         entry = manifest.entry("report.html")
-        stem = f"{name}-run" if record.stage == "run_report" else name
-        target = folder / f"{stem}.html"
+        target = folder / f"{name}-{record.stage.replace('_', '-')}.html"
         store.get_file(manifest.file_uri("report.html"), target, sha256=entry.sha256)
         copies.append(target)
     return tuple(copies)

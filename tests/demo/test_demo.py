@@ -85,7 +85,7 @@ def test_loss_falls(losses: dict[str, list[float]], pipeline: str) -> None:
 
 def test_output_names_both_reports(demo: Demo) -> None:
     for name in ("diffusion", "tokenizer"):
-        report = demo.workspace / "reports" / f"{name}.html"
+        report = demo.workspace / "reports" / f"{name}-evaluation.html"
         assert report.is_file()
         assert str(report.resolve()) in demo.output
 
@@ -103,7 +103,7 @@ def test_report_opens_without_errors_or_requests(demo: Demo, name: str) -> None:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     try:
-        driver.get((demo.workspace / "reports" / f"{name}.html").resolve().as_uri())
+        driver.get((demo.workspace / "reports" / f"{name}-evaluation.html").resolve().as_uri())
         assert driver.find_elements(By.CSS_SELECTOR, "svg polyline, svg path, svg line")
         assert driver.find_elements(By.CSS_SELECTOR, "img")
         assert [entry["message"] for entry in driver.get_log("browser")] == []
@@ -183,4 +183,4 @@ def test_killed_demo_finishes_when_started_again(tmp_path: Path) -> None:
     done = run_demo(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("diffusion", "tokenizer"):
-        assert (tmp_path / "reports" / f"{name}.html").is_file()
+        assert (tmp_path / "reports" / f"{name}-evaluation.html").is_file()

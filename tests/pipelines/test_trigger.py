@@ -208,3 +208,6 @@ def test_a_run_on_this_machine_is_started_too(
         if info.uri.endswith("/run.json")
     ]
     assert report["outcome"] == "nothing to do" and report["counts"]["new"] == 1
+    assert [page.name for page in (tmp_path / "reports").iterdir()] == [
+        "fleet-tokenizer-run-report.html"
+    ]
