@@ -19,6 +19,7 @@ from pipelines.commands.run import WORKSPACE
 from pipelines.commands.submit import (
     Account,
     Endpoint,
+    GpuType,
     Images,
     Namespace,
     Overrides,
@@ -60,6 +61,7 @@ def command(
         Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")
     ] = None,
     image: Images = None,
+    gpu_type: GpuType = None,
     experiment: Annotated[str, typer.Option(help="Experiment that groups runs.")] = "cosmos",
     endpoint: Endpoint = None,
     namespace: Namespace = None,
@@ -76,6 +78,11 @@ def command(
 
     if not on_bucket.startswith("s3://"):
         raise UserError(f"--on-bucket {on_bucket} is no prefix of a bucket: write s3://bucket/….")
+    if local and (image or gpu_type):
+        raise UserError(
+            "--image and --gpu-type choose containers and nodes of a cluster. Leave them out with "
+            "--local: the runs happen on this machine as it is."
+        )
     given = {"videos": on_bucket, **collect_parameters(parameters_file, parameter, override)}
     limits = Limits(
         every_s=every, max_runs=max_runs, for_s=None if minutes is None else minutes * 60
@@ -103,7 +110,7 @@ def command(
         from pipelines.commands.compile import compile_pipeline, image_overrides
 
         images = image_overrides(image or [])
-        client.check_parameters(compile_pipeline(pipeline, images), given)
+        client.check_parameters(compile_pipeline(pipeline, images, gpu_type), given)
         server = client.Server(client.Connection(endpoint=endpoint, namespace=namespace))
 
         def submit() -> str:
@@ -112,6 +119,7 @@ def command(
                 pipeline,
                 given,
                 images=images,
+                gpu_type=gpu_type,
                 experiment=experiment,
                 service_account=service_account or None,
             )

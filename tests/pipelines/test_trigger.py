@@ -127,7 +127,7 @@ def test_an_upload_starts_a_run_on_the_cluster(
     inbox = f"{storage_root}/inbox"
     arguments = (
         "--on-bucket", inbox, "--endpoint", kfp_server.url, "--max-runs", "1",
-        "-p", f"storage_root={storage_root}", "-p", "min_new_videos=1",
+        "-p", f"storage_root={storage_root}", "-p", "min_new_videos=1", "--gpu-type", "NVIDIA-L40S",
     )  # fmt: skip
     process = trigger(*arguments, env=env)
     try:
@@ -145,6 +145,10 @@ def test_an_upload_starts_a_run_on_the_cluster(
     assert run["runtime_config"]["parameters"] == {
         "videos": inbox, "storage_root": storage_root, "min_new_videos": 1,
     }  # fmt: skip
+    reference = run["pipeline_version_reference"]["pipeline_version_id"]
+    spec = kfp_server.versions[reference]["pipeline_spec"]
+    training = spec["deploymentSpec"]["executors"]["exec-training"]["container"]
+    assert {"name": "COSMOS_GPU_TYPE", "value": "NVIDIA-L40S"} in training["env"]
     (memory,) = [info.uri for info in store.list(f"{storage_root}/triggers/")]
     assert json.loads(store.get_bytes(memory))["run"] == run["run_id"]
 
@@ -172,6 +176,7 @@ def test_it_stops_cleanly_when_asked(
         (("--on-bucket", "/tmp/x"), "is no prefix of a bucket"),
         (("--on-bucket", "s3://b/x", "-p", "vidoes=s3://b"), "Did you mean 'videos'"),
         (("--on-bucket", "s3://b/x", "-s", "trainig.nproc=1"), "Did you mean 'training'"),
+        (("--on-bucket", "s3://b/x", "--local", "--gpu-type", "L40S"), "nodes of a cluster"),
     ],
 )
 def test_mistakes_are_named_before_the_watching_begins(
