@@ -30,6 +30,7 @@ def main(path: Path, rank: int) -> None:
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(scenario["world"]),
             "LOCAL_WORLD_SIZE": str(scenario["world"]),
+            **scenario.get("env", {}),
         }
         config = parse(["--yes", *scenario["arguments"], f"log.log_dir={folder}"])
         assert config is not None

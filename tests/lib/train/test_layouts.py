@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +55,9 @@ LORA_LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "LoRA on TP2 SP": (2, [*LORA, TP + "2", SP]),
     "LoRA on TP2 x DP2": (4, [*LORA, TP + "2"]),
 }
+LORA_RESUMED = "LoRA of TP2 SP on 1"
+COMPILE = "trainer.compile=true"
+COMPILED = "DP2, compiled"
 DV = ["--factory", "tiny_tokenizer_dv"]
 TOKENIZER_LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "CV on 1": (1, []),
@@ -71,7 +77,7 @@ def runs(
 ) -> dict[str, Path]:
     """Folder of each layout's run; also a run saved at TP2 x DP2 and continued elsewhere."""
     root = tmp_path_factory.mktemp("layouts")
-    everything = [*LAYOUTS, *LORA_LAYOUTS, *TOKENIZER_LAYOUTS, *LIGHTNING_LAYOUTS]
+    everything = [*LAYOUTS, *LORA_LAYOUTS, *TOKENIZER_LAYOUTS, *LIGHTNING_LAYOUTS, COMPILED]
     folders = {name: root / f"layout-{number}" for number, name in enumerate(everything)}
     scenarios: list[dict[str, Any]] = [
         {"world": world, "folder": str(folders[name]), "arguments": diffusion_arguments + extra}
@@ -88,10 +94,30 @@ def runs(
     origin = (4, [TP + "2"]) if hardware.fits(4) else (2, [TP + "2", SP])
     cut = [*diffusion_arguments, "trainer.max_steps=2"]
     scenarios.append({"world": origin[0], "folder": str(saved), "arguments": cut + origin[1]})
+    low_rank = [*cut, *LORA, TP + "2", SP]
+    scenarios.append({"world": 2, "folder": f"{saved}-lora", "arguments": low_rank})
+    folders[LORA_RESUMED] = root / "lora-resumed"
+    scenarios.append(
+        {
+            "world": 1,
+            "folder": str(folders[LORA_RESUMED]),
+            "copy_of": f"{saved}-lora",
+            "arguments": diffusion_arguments + LORA,
+        }
+    )
     scenarios += [
         {"world": world, "folder": str(folders[name]), "arguments": diffusion_arguments + extra}
         for name, (world, extra) in LIGHTNING_LAYOUTS.items()
     ]
+    # Without validation, whose graph is another and would have to be compiled as well.
+    scenarios.append(
+        {
+            "world": 2,
+            "folder": str(folders[COMPILED]),
+            "arguments": [*diffusion_arguments, COMPILE, "trainer.val_check_interval=0"],
+            "env": {"TORCHINDUCTOR_CACHE_DIR": str(root / "compiled")},
+        }
+    )
     for name, (world, extra) in RESUMED.items():
         folders[name] = root / name.replace(" ", "-")
         scenarios.append(
@@ -113,19 +139,27 @@ def runs(
 
 
 def possible(arguments: list[str]) -> bool:
-    """Whether the packages are here that a training needs beyond the core's."""
-    needed = {LIGHTNING: "nemo", "crop_height": "av"}
+    """Whether what a training needs beyond the core's packages is here."""
+    found = {
+        LIGHTNING: importlib.util.find_spec("nemo") is not None,
+        "crop_height": importlib.util.find_spec("av") is not None,
+        COMPILE: has_compiler(),
+    }
     return all(
-        importlib.util.find_spec(package) is not None
-        for word, package in needed.items()
-        if any(word in argument for argument in arguments)
+        here for word, here in found.items() if any(word in argument for argument in arguments)
     )
+
+
+def has_compiler() -> bool:
+    """What torch.compile needs on a CPU: g++ and Python's headers."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and header.is_file()
 
 
 def run_of(runs: dict[str, Path], name: str) -> Path:
     """The folder of a run, or a skip where it could not be made."""
     if name not in runs:
-        pytest.skip(f"'{name}' needs more GPUs, or what this machine's packages lack")
+        pytest.skip(f"'{name}' needs more GPUs, or a package or compiler that is not here")
     return runs[name]
 
 
@@ -212,6 +246,28 @@ def test_low_rank_updates_are_merged_into_the_exported_model(
     for name in changed:
         rank = torch.linalg.matrix_rank(merged[name] - base[name], rtol=1e-3)
         assert 1 <= rank <= 4, name
+
+
+def test_a_low_rank_checkpoint_continues_in_another_layout(
+    runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]], hardware: Any
+) -> None:
+    expected, found = metrics(runs["LoRA on 1"]), metrics(run_of(runs, LORA_RESUMED))
+    assert [step["step"] for step in found] == [1, 2, 3, 4]
+    for name in ("loss", "grad_norm", "lr"):
+        assert [step[name] for step in found] == pytest.approx(
+            [step[name] for step in expected], rel=hardware.tolerance(name)
+        )
+
+
+def test_compiled_blocks_train_as_the_others_do(
+    runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]], hardware: Any
+) -> None:
+    found = metrics(run_of(runs, COMPILED))
+    assert any((runs[COMPILED].parent / "compiled").rglob("*.py")), "nothing was compiled"
+    for name in ("loss", "grad_norm"):
+        assert [step[name] for step in found] == pytest.approx(
+            [step[name] for step in metrics(runs["DP2"])], rel=hardware.tolerance(name)
+        )
 
 
 @pytest.mark.parametrize("family", ["CV", "DV"])

@@ -91,7 +91,8 @@ class Run:
 @pytest.fixture
 def make_run(
     diffusion_arguments: list[str], store_env: dict[str, str], tmp_path: Path, storage_root: str
-) -> Callable[[str], Run]:
+) -> Callable[..., Run]:
+    """make_run(name, *more arguments)"""
     arguments = [
         *diffusion_arguments,
         f"trainer.max_steps={STEPS}",
@@ -103,9 +104,9 @@ def make_run(
     ]
     env = {**store_env, "OMP_NUM_THREADS": "1"}
 
-    def make(name: str) -> Run:
+    def make(name: str, *more: str) -> Run:
         (tmp_path / name).mkdir()
-        return Run(arguments, env, tmp_path / name, f"{storage_root}/{name}/")
+        return Run([*arguments, *more], env, tmp_path / name, f"{storage_root}/{name}/")
 
     return make
 
@@ -123,9 +124,18 @@ def weights(store: ObjectStore, run: Run, name: str) -> dict[str, torch.Tensor]:
     return load(store.get_bytes(f"{run.uri}{name}/model.safetensors"))
 
 
+def assert_same(store: ObjectStore, rough: Run, calm: Run, hint: str = "") -> None:
+    """Metrics, model and averaged model are the same, bit by bit."""
+    assert trace(store, rough) == trace(store, calm), hint
+    for name in ("model", "model_ema"):
+        expected, found = weights(store, calm, name), weights(store, rough, name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected), hint
+
+
 @pytest.mark.timeout(1200 + 400 * CAMPAIGN)
 def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
-    make_run: Callable[[str], Run], store: ObjectStore
+    make_run: Callable[..., Run], store: ObjectStore
 ) -> None:
     calm = make_run("calm")
     calm.finish()
@@ -137,20 +147,36 @@ def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
         last = rough.reached() if rough.log.is_dir() else 0
         rough.interrupt(ways[number % 3], min(last + random.randint(2, 6), STEPS - 1))
     rough.finish()
-    assert trace(store, rough) == trace(store, calm), f"seed {seed}"
-    for name in ("model", "model_ema"):
-        expected, found = weights(store, calm, name), weights(store, rough, name)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[key], found[key]) for key in expected), f"seed {seed}"
+    assert_same(store, rough, calm, f"seed {seed}")
     said = rough.output.read_text()
     assert said.count("resuming from") >= min(CAMPAIGN, 3) - 1
     if CAMPAIGN >= 2:
         assert "stopped by SIGTERM after step" in said
 
 
+def test_interrupted_low_rank_training_equals_the_undisturbed_one(
+    make_run: Callable[..., Run], store: ObjectStore, dit_folder: Path
+) -> None:
+    """A checkpoint holds the factors alone; the base comes from where it came from at first."""
+    from components.lib.cosmos.model_folder import load_state_dict
+
+    low_rank = ("model.lora.rank=4", "optim.config.lr=1e-2")
+    calm = make_run("calm", *low_rank)
+    calm.finish()
+    rough = make_run("rough", *low_rank)
+    rough.interrupt("kill a rank", 5)
+    rough.interrupt("terminate", 9)
+    rough.finish()
+    assert_same(store, rough, calm)
+    base, trained = load_state_dict(dit_folder), weights(store, rough, "model")
+    assert any(not torch.equal(base[name], trained[name]) for name in base)
+    said = rough.output.read_text()
+    assert "resuming from" in said and "stopped by SIGTERM after step" in said
+
+
 @pytest.mark.parametrize("engine", ["plain", "lightning"])
 def test_sigterm_exits_with_the_documented_code(
-    engine: str, make_run: Callable[[str], Run], store: ObjectStore
+    engine: str, make_run: Callable[..., Run], store: ObjectStore
 ) -> None:
     run = make_run("alone")
     process = start_alone(run, f"trainer.engine={engine}")
@@ -168,7 +194,7 @@ def test_sigterm_exits_with_the_documented_code(
 
 
 def test_sigterm_while_starting_has_nothing_to_save_and_means_the_same(
-    make_run: Callable[[str], Run], store: ObjectStore
+    make_run: Callable[..., Run], store: ObjectStore
 ) -> None:
     run = make_run("early")
     process = start_alone(run, "resume.restore_config.path=s3://nowhere/at-all/manifest.json")
