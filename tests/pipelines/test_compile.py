@@ -4,6 +4,7 @@ import inspect
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -12,6 +13,9 @@ from components.lib.contract import UserError
 from components.lib.overrides import STAGES, stage_config
 from pipelines.catalog import COMPILED, PIPELINES
 from pipelines.commands.compile import command, compile_pipeline, image_overrides
+
+PICTURES = COMPILED.parent / "pictures"
+README = COMPILED.parents[1] / "README.md"
 
 
 @pytest.fixture(scope="module", params=list(PIPELINES))
@@ -54,6 +58,18 @@ def test_kfp_loads_it(compiled: tuple[str, list[Any]]) -> None:
     name, _ = compiled
     pipeline = load_component_from_file(str(COMPILED / f"{name}.yaml"))
     assert "videos" in pipeline.component_spec.inputs
+
+
+def test_the_readme_s_picture_shows_every_stage(compiled: tuple[str, list[Any]]) -> None:
+    name, documents = compiled
+    picture = PICTURES / ("fleet.svg" if name.startswith("fleet") else "pipelines.svg")
+    assert f"pipelines/pictures/{picture.name}" in README.read_text()
+    shown = {text for text in ElementTree.parse(picture).getroot().itertext() if text.strip()}
+    words = set(re.findall(r"\w+", " ".join(shown)))
+    title = documents[0]["pipelineInfo"]["name"].replace("-", "_")
+    stages = {task["componentRef"]["name"] for task in steps(documents).values()}
+    kinds = {re.sub(r"-\d+$", "", stage).removeprefix("comp-") for stage in stages}
+    assert words >= {title, *(kind.replace("-", "_") for kind in kinds)}
 
 
 def test_no_pip_and_no_logic_at_run_time(compiled: tuple[str, list[Any]]) -> None:
