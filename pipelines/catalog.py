@@ -17,13 +17,19 @@ PIPELINES = {
     "fleet": "pipelines.fleet:build_diffusion",
     "fleet-tokenizer": "pipelines.fleet:build_tokenizer",
 }
+ENCODING = ("diffusion", "fleet")  # those that encode latents, on several pods if asked to
 COMPILED = Path(__file__).parent / "compiled"
 
 
 def load(name: str, profile: Profile) -> Any:
-    """The KFP pipeline object. Raises UserError for an unknown name."""
+    """The KFP pipeline object. Raises UserError for an unknown name, and for pods to no purpose."""
     if name not in PIPELINES:
         raise UserError(f"There is no pipeline '{name}'. There are: {', '.join(PIPELINES)}.")
+    if profile.encode_pods > 1 and name not in ENCODING:
+        raise UserError(
+            f"The pipeline '{name}' encodes no latents, so --encode-pods {profile.encode_pods} "
+            f"means nothing for it. Leave it out, or take one of: {', '.join(ENCODING)}."
+        )
     module, _, build = PIPELINES[name].partition(":")
     return getattr(importlib.import_module(module), build)(profile)
 

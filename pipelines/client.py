@@ -21,6 +21,7 @@ import re
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def submit(
     *,
     images: Mapping[str, str] | None = None,
     gpu_type: str | None = None,
+    encode_pods: int = 1,
     experiment: str = "cosmos",
     name: str | None = None,
     service_account: str | None = SERVICE_ACCOUNT,
@@ -114,11 +116,12 @@ def submit(
     """Start a run of one of `pipelines.catalog`; upload the pipeline first if it changed.
 
     ``images`` maps default images to what to run instead; ``gpu_type`` is the value of the node
-    label nvidia.com/gpu.product of the nodes to use (default: any). ``caching=False`` runs every
-    stage again (stages still find outputs that are complete in the store). Raises UserError for
-    unknown parameters, bad overrides, and what KFP refuses.
+    label nvidia.com/gpu.product of the nodes to use (default: any); ``encode_pods`` pods share the
+    encoding of latents. ``caching=False`` runs every stage again (stages still find outputs that
+    are complete in the store). Raises UserError for unknown parameters, bad overrides, and what
+    KFP refuses.
     """
-    text = _compiled(pipeline, images, gpu_type)
+    text = _compiled(pipeline, images, gpu_type, encode_pods)
     checked = check_parameters(text, parameters)
     uploaded = upload(server, text)
     experiment_id = _experiment(server, experiment)
@@ -298,6 +301,7 @@ def create_schedule(
     *,
     images: Mapping[str, str] | None = None,
     gpu_type: str | None = None,
+    encode_pods: int = 1,
     experiment: str = "cosmos",
     service_account: str | None = SERVICE_ACCOUNT,
     catch_up: bool = False,
@@ -309,7 +313,7 @@ def create_schedule(
     ``cron`` has the usual five fields, or six with seconds in front. Names are unique: a second
     schedule of the same name is refused.
     """
-    text = _compiled(pipeline, images, gpu_type)
+    text = _compiled(pipeline, images, gpu_type, encode_pods)
     checked = check_parameters(text, parameters)
     expression = six_fields(cron)
     if any(schedule.name == name for schedule in list_schedules(server)):
@@ -408,10 +412,12 @@ def six_fields(cron: str) -> str:
 # -- shared ----------------------------------------------------------------------------------
 
 
-def _compiled(pipeline: str, images: Mapping[str, str] | None, gpu_type: str | None) -> str:
+def _compiled(
+    pipeline: str, images: Mapping[str, str] | None, gpu_type: str | None, encode_pods: int
+) -> str:
     from pipelines.commands.compile import compile_pipeline
 
-    return compile_pipeline(pipeline, dict(images or {}), gpu_type)
+    return compile_pipeline(pipeline, dict(images or {}), gpu_type, encode_pods)
 
 
 def _spec(text: str) -> dict[str, Any]:
@@ -471,15 +477,19 @@ def _run(server: Server, run: Any) -> RunInfo:
             "--endpoint, and log in again."
         )
     details = run.run_details.task_details if run.run_details else None
-    tasks = []
-    for task in details or []:
+    tasks: list[TaskState] = []
+    known: Counter[str] = Counter()
+    # in the order in which they were created, so that a name means the same task in every answer
+    for task in sorted(details or [], key=lambda task: (str(task.create_time), str(task.task_id))):
         pods = [child.pod_name for child in task.child_tasks or [] if child.pod_name]
         if task.pod_name:
             pods.append(task.pod_name)
-        if task.display_name and not task.display_name.endswith("-driver"):
+        name = task.display_name
+        if name and not name.endswith("-driver"):
+            known[name] += 1
             tasks.append(
                 TaskState(
-                    name=task.display_name,
+                    name=name if known[name] == 1 else f"{name} ({known[name]})",
                     state=str(task.state or "PENDING"),
                     error=str(task.error.message) if task.error else "",
                     pods=tuple(pods),

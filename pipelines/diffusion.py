@@ -8,7 +8,7 @@ from typing import Any
 from kfp import dsl
 
 from components.checkpoint_fetch.component import checkpoint_fetch
-from components.latent_encoding.component import latent_encoding
+from components.latent_encoding.component import latent_encoding, latent_encoding_part
 from components.prompt_embedding.component import prompt_embedding
 from components.video_discovery.component import video_discovery
 from pipelines import profiles
@@ -125,16 +125,27 @@ def post_train(
         overrides=overrides,
     ).set_display_name("embed prompts")
     place(embedded, profile, profiles.EMBED, cached=cached)
-    latents = latent_encoding(
-        storage_root=storage_root,
-        videos=found.outputs["videos"],
-        checkpoint=tokenizer.outputs["checkpoint"],
-        frames=frames,
-        height=height,
-        width=width,
-        overrides=overrides,
-    ).set_display_name("encode latents")
+    encoding = {
+        "storage_root": storage_root,
+        "videos": found.outputs["videos"],
+        "checkpoint": tokenizer.outputs["checkpoint"],
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "overrides": overrides,
+    }
+    latents = latent_encoding(**encoding).set_display_name("encode latents")
+    # after several pods it finds their shards and writes the manifest; it asks for a GPU all the
+    # same, because it is also what makes a shard again whose decoder crashed
     place(latents, profile, profiles.ENCODE, cached=cached)
+    if profile.encode_pods > 1:
+        numbers = list(range(profile.encode_pods))
+        with dsl.ParallelFor(numbers, name="parts of the latents") as index:
+            part = latent_encoding_part(
+                part_index=index, part_count=profile.encode_pods, **encoding
+            ).set_display_name("encode a part")
+            place(part, profile, profiles.ENCODE, cached=cached)
+        latents.after(part)
     prompts = {"prompts": embedded.outputs["embeddings"]}
     train_and_judge(
         profile,

@@ -124,12 +124,17 @@ def storage(workspace: Path, *, external: bool) -> Iterator[Mapping[str, str]]:
 
 
 def run_local(
-    name: str, parameters: Mapping[str, Any], workspace: Path, store_env: Mapping[str, str]
+    name: str,
+    parameters: Mapping[str, Any],
+    workspace: Path,
+    store_env: Mapping[str, str],
+    encode_pods: int = 1,
 ) -> LocalRun:
     """Run a pipeline to its end. Raises UserError with the failing stage's own sentence.
 
     ``parameters`` are the pipeline's; ``store_env`` is what `storage` yields. Logs, KFP's local
-    outputs and a copy of each report lie under ``workspace``.
+    outputs and a copy of each report lie under ``workspace``. The ``encode_pods`` of a cluster are
+    processes here, of which kfp.local runs two at a time.
     """
     check_overrides(parameters.get("overrides", []))
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -152,7 +157,7 @@ def run_local(
         values[TTY_VARIABLE] = os.ttyname(sys.stdout.fileno())
     started = time.monotonic()
     with environment(values), log.open("w") as stream:
-        failed = _execute(name, parameters, workspace / "kfp" / stem, stream)
+        failed = _execute(name, parameters, workspace / "kfp" / stem, stream, encode_pods)
     records = tuple(
         StageRecord.model_validate(json.loads(line))
         for line in (journal.read_text().splitlines() if journal.exists() else [])
@@ -173,7 +178,13 @@ def run_local(
     )
 
 
-def _execute(name: str, parameters: Mapping[str, Any], outputs: Path, log: io.TextIOBase) -> bool:
+def _execute(
+    name: str,
+    parameters: Mapping[str, Any],
+    outputs: Path,
+    log: io.TextIOBase,
+    encode_pods: int,
+) -> bool:
     """Run the graph; True when it failed. Output goes through `_StageLines`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # kfp warns of images without 'python' and of pydantic
@@ -189,7 +200,8 @@ def _execute(name: str, parameters: Mapping[str, Any], outputs: Path, log: io.Te
                 raise_on_error=True,
             )
             try:
-                catalog.load(name, profiles.LOCAL)(**parameters)
+                profile = profiles.Profile(cluster=False, encode_pods=encode_pods)
+                catalog.load(name, profile)(**parameters)
             except RuntimeError as error:  # what kfp.local raises when a task fails
                 log.write(f"{error}\n")
                 return True

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from kfp import dsl, kubernetes
+from pydantic import Field
 
 from components.lib.contract import Frozen
 from components.training.launch.interface import GPU_PRODUCT, GPU_TAINT, GPU_TYPE_VARIABLE
@@ -42,11 +43,13 @@ class Profile(Frozen):
     """Where a pipeline runs.
 
     ``gpu_type`` is a value of the node label nvidia.com/gpu.product, which NVIDIA's GPU operator
-    sets: steps and training jobs with GPUs go to such nodes only.
+    sets: steps and training jobs with GPUs go to such nodes only. ``encode_pods`` pods share the
+    encoding of latents; their number shapes the graph, so it is no parameter of a run.
     """
 
     cluster: bool
     gpu_type: str | None = None
+    encode_pods: int = Field(default=1, ge=1)
 
 
 CLUSTER = Profile(cluster=True)

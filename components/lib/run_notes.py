@@ -29,9 +29,14 @@ log = logging.getLogger("cosmos")
 
 
 class TaskNote(Frozen):
-    """One task. ``started`` is in seconds since the epoch; ``error`` is the stage's sentence."""
+    """One task. ``started`` is in seconds since the epoch; ``error`` is the stage's sentence.
+
+    ``what`` tells the tasks of one stage in one run apart (fetching several models, encoding
+    several parts); a second note with the same ``what`` is another attempt.
+    """
 
     stage: str
+    what: str = ""
     started: float
     state: Literal["running", "succeeded", "failed"] = "running"
     seconds: float = 0.0
@@ -39,6 +44,11 @@ class TaskNote(Frozen):
     reused: bool = False
     metrics: dict[str, float] = {}
     error: str = ""
+
+    @property
+    def name(self) -> str:
+        """The stage, and which of its tasks where a run has several."""
+        return f"{self.stage} ({self.what})" if self.what else self.stage
 
 
 def run_id(env: Mapping[str, str]) -> str:
@@ -60,18 +70,18 @@ def notes_prefix(storage_root: str, run: str) -> str:
 class Note:
     """The note of the task that this process is; without a run it does nothing."""
 
-    def __init__(self, uri: str, stage: str) -> None:
+    def __init__(self, uri: str, stage: str, what: str) -> None:
         self.uri, self.begun = uri, time.monotonic()
-        self.note = TaskNote(stage=stage, started=time.time())
+        self.note = TaskNote(stage=stage, what=what, started=time.time())
 
     @classmethod
-    def begin(cls, env: Mapping[str, str], storage_root: str, stage: str) -> Note:
+    def begin(cls, env: Mapping[str, str], storage_root: str, stage: str, what: str = "") -> Note:
         """Write that the task has started."""
         name = env.get(RUN_VARIABLE, "")
         if not _NAME.match(name):
-            return cls("", stage)
+            return cls("", stage, what)
         started = time.time_ns()
-        found = cls(f"{notes_prefix(storage_root, name)}{started:020d}-{stage}.json", stage)
+        found = cls(f"{notes_prefix(storage_root, name)}{started:020d}-{stage}.json", stage, what)
         found._write({})
         return found
 

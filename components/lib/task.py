@@ -39,6 +39,8 @@ ERROR_FILE_VARIABLE = "COSMOS_ERROR_FILE"
 JOURNAL_VARIABLE = "COSMOS_RUN_JOURNAL"
 PARENT_VARIABLE = "COSMOS_PARENT_PID"
 _WATCH_S = 0.5
+# by these parameters the tasks of one stage in one run differ
+_TELLS_APART = ("role", "part_index")
 log = logging.getLogger("cosmos")
 
 
@@ -68,7 +70,8 @@ def run_task(
     """
     configure_logging()
     _end_with_runner()
-    note = Note.begin(os.environ, str(parameters["storage_root"]), stage)
+    what = ", ".join(f"{key}={parameters[key]}" for key in _TELLS_APART if key in parameters)
+    note = Note.begin(os.environ, str(parameters["storage_root"]), stage, what)
     try:
         result = _run(stage, dict(parameters), dict(inputs or {}), overrides)
     except UserError as error:

@@ -10,7 +10,11 @@ from typing import Annotated
 import typer
 
 from components.lib.contract import UserError
-from pipelines.catalog import COMPILED, PIPELINES
+from pipelines.catalog import COMPILED, ENCODING, PIPELINES
+
+EncodePods = Annotated[
+    int, typer.Option("--encode-pods", help="Pods that share the encoding of latents.", min=1)
+]
 
 
 def command(
@@ -28,6 +32,7 @@ def command(
         str | None,
         typer.Option(help="Only nodes whose label nvidia.com/gpu.product has this value."),
     ] = None,
+    encode_pods: EncodePods = 1,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; fail when a file is stale.")
     ] = False,
@@ -36,7 +41,8 @@ def command(
     selected = names or list(PIPELINES)
     stale = []
     for name in selected:
-        text = compile_pipeline(name, image_overrides(image or []), gpu_type)
+        pods = encode_pods if names or name in ENCODING else 1
+        text = compile_pipeline(name, image_overrides(image or []), gpu_type, pods)
         target = output / f"{name}.yaml"
         if check:
             if not target.is_file() or target.read_text() != text:
@@ -71,9 +77,12 @@ def image_overrides(pairs: list[str]) -> dict[str, str]:
 
 
 def compile_pipeline(
-    name: str, images: dict[str, str] | None = None, gpu_type: str | None = None
+    name: str,
+    images: dict[str, str] | None = None,
+    gpu_type: str | None = None,
+    encode_pods: int = 1,
 ) -> str:
-    """The YAML of a pipeline for a cluster, with images replaced and GPUs chosen as asked."""
+    """The YAML of a pipeline for a cluster, with images replaced and pods chosen as asked."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from kfp import compiler
@@ -82,7 +91,7 @@ def compile_pipeline(
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pipeline.yaml"
-            profile = profiles.CLUSTER.model_copy(update={"gpu_type": gpu_type})
+            profile = profiles.Profile(cluster=True, gpu_type=gpu_type, encode_pods=encode_pods)
             compiler.Compiler().compile(catalog.load(name, profile), str(path))
             text = path.read_text()
     for default, reference in (images or {}).items():

@@ -10,6 +10,7 @@ import typer
 from components.lib.contract import UserError
 from components.lib.overrides import parse_value
 from pipelines.catalog import PIPELINES
+from pipelines.commands.compile import EncodePods
 
 WORKSPACE = Path(".cosmos")
 
@@ -31,6 +32,7 @@ def command(
         list[str] | None,
         typer.Option("--set", "-s", help="stage.field=value or trainer.max_steps=…; repeatable."),
     ] = None,
+    encode_pods: EncodePods = 1,
     workspace: Annotated[
         Path, typer.Option(help="Folder for the store, logs, reports.")
     ] = WORKSPACE,
@@ -58,7 +60,7 @@ def command(
         parameters[name] = parse_value(value)
     parameters["overrides"] = [*parameters.get("overrides", []), *(override or [])]
     with terminate_cleanly(), storage(workspace, external=external_store) as env:
-        show(run_local(pipeline, parameters, workspace, env))
+        show(run_local(pipeline, parameters, workspace, env, encode_pods))
 
 
 def build_parameters(pipeline: str, preset: str, workspace: Path, videos: str) -> dict[str, Any]:

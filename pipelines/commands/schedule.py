@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from components.lib.contract import UserError
+from pipelines.commands.compile import EncodePods
 from pipelines.commands.submit import (
     Account,
     Endpoint,
@@ -45,6 +46,7 @@ def command(
     ] = None,
     image: Images = None,
     gpu_type: GpuType = None,
+    encode_pods: EncodePods = 1,
     experiment: Annotated[str, typer.Option(help="Experiment that groups runs.")] = "cosmos",
     catch_up: Annotated[
         bool, typer.Option("--catch-up", help="Make up for slots missed while paused.")
@@ -83,6 +85,7 @@ def command(
             collect_parameters(parameters_file, parameter, override),
             images=image_overrides(image or []),
             gpu_type=gpu_type,
+            encode_pods=encode_pods,
             experiment=experiment,
             service_account=service_account or None,
             catch_up=catch_up,

@@ -10,6 +10,7 @@ import typer
 from components.lib.contract import UserError
 from components.lib.overrides import parse_value
 from pipelines.catalog import PIPELINES
+from pipelines.commands.compile import EncodePods
 
 Endpoint = Annotated[
     str | None, typer.Option("--endpoint", help="KFP address (else KF_PIPELINES_ENDPOINT, …).")
@@ -47,6 +48,7 @@ def command(
     ] = None,
     image: Images = None,
     gpu_type: GpuType = None,
+    encode_pods: EncodePods = 1,
     experiment: Annotated[str, typer.Option(help="Experiment that groups runs.")] = "cosmos",
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     cache: Annotated[bool, typer.Option(help="Let KFP reuse earlier results of steps.")] = True,
@@ -72,6 +74,7 @@ def command(
         given,
         images=image_overrides(image or []),
         gpu_type=gpu_type,
+        encode_pods=encode_pods,
         experiment=experiment,
         name=name,
         service_account=service_account or None,

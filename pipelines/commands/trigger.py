@@ -15,6 +15,7 @@ import typer
 
 from components.lib.contract import UserError
 from pipelines.catalog import PIPELINES
+from pipelines.commands.compile import EncodePods
 from pipelines.commands.run import WORKSPACE
 from pipelines.commands.submit import (
     Account,
@@ -62,6 +63,7 @@ def command(
     ] = None,
     image: Images = None,
     gpu_type: GpuType = None,
+    encode_pods: EncodePods = 1,
     experiment: Annotated[str, typer.Option(help="Experiment that groups runs.")] = "cosmos",
     endpoint: Endpoint = None,
     namespace: Namespace = None,
@@ -99,7 +101,7 @@ def command(
 
                 def start() -> str:
                     with terminate_cleanly():
-                        run = run_local(pipeline, chosen, workspace, env)
+                        run = run_local(pipeline, chosen, workspace, env, encode_pods)
                     return run.log.stem
 
                 root = str(chosen.get("storage_root", STORAGE_ROOT))
@@ -110,7 +112,8 @@ def command(
         from pipelines.commands.compile import compile_pipeline, image_overrides
 
         images = image_overrides(image or [])
-        client.check_parameters(compile_pipeline(pipeline, images, gpu_type), given)
+        text = compile_pipeline(pipeline, images, gpu_type, encode_pods)
+        client.check_parameters(text, given)
         server = client.Server(client.Connection(endpoint=endpoint, namespace=namespace))
 
         def submit() -> str:
@@ -120,6 +123,7 @@ def command(
                 given,
                 images=images,
                 gpu_type=gpu_type,
+                encode_pods=encode_pods,
                 experiment=experiment,
                 service_account=service_account or None,
             )

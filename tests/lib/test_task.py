@@ -9,6 +9,7 @@ import pytest
 
 from components.lib.manifest import load_manifest
 from components.lib.progress import LineProgress
+from components.lib.run_notes import RUN_VARIABLE, read_notes
 from components.lib.store import ObjectStore
 from components.lib.task import ERROR_FILE_VARIABLE, JOURNAL_VARIABLE, run_task
 
@@ -74,6 +75,28 @@ def test_a_users_mistake_ends_the_task_with_its_sentence(
     assert end.value.code == 1
     assert "/nowhere/at/all" in environment["error"].read_text()
     assert not Path(output.path).exists()
+
+
+def test_a_task_s_note_says_which_of_its_stage_s_tasks_it_is(
+    environment: dict[str, Path],
+    store: ObjectStore,
+    storage_root: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(RUN_VARIABLE, "night-1")
+    for role in ("dit", "t5"):
+        with pytest.raises(SystemExit):
+            run_task(
+                "checkpoint_fetch",
+                {"storage_root": storage_root, "source": "file:///nowhere", "role": role},
+                Artifact(tmp_path / role),
+            )
+    notes = read_notes(store, storage_root, "night-1")
+    assert [note.name for note in notes] == [
+        "checkpoint_fetch (role=dit)",
+        "checkpoint_fetch (role=t5)",
+    ]
 
 
 def test_progress_without_a_terminal_says_each_total_once() -> None:

@@ -336,10 +336,10 @@ def compiled_once() -> Iterator[None]:
     original = client._compiled
     known: dict[Any, str] = {}
 
-    def compiled(pipeline: str, images: Any, gpu_type: Any) -> str:
-        key = (pipeline, tuple(sorted((images or {}).items())), gpu_type)
+    def compiled(pipeline: str, images: Any, gpu_type: Any, encode_pods: int) -> str:
+        key = (pipeline, tuple(sorted((images or {}).items())), gpu_type, encode_pods)
         if key not in known:
-            known[key] = original(pipeline, images, gpu_type)
+            known[key] = original(pipeline, images, gpu_type, encode_pods)
         return known[key]
 
     patch = pytest.MonkeyPatch()

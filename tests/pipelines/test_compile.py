@@ -11,17 +11,33 @@ import yaml
 
 from components.lib.contract import UserError
 from components.lib.overrides import STAGES, stage_config
-from pipelines.catalog import COMPILED, PIPELINES
+from pipelines.catalog import COMPILED, ENCODING, PIPELINES
 from pipelines.commands.compile import command, compile_pipeline, image_overrides
 
 PICTURES = COMPILED.parent / "pictures"
 README = COMPILED.parents[1] / "README.md"
+FORMS = [*((name, 1) for name in PIPELINES), *((name, 3) for name in ENCODING)]
 
 
-@pytest.fixture(scope="module", params=list(PIPELINES))
-def compiled(request: pytest.FixtureRequest) -> tuple[str, list[Any]]:
-    text = (COMPILED / f"{request.param}.yaml").read_text()
-    return request.param, list(yaml.safe_load_all(text))
+@pytest.fixture(scope="module", params=FORMS, ids=lambda form: f"{form[0]}-{form[1]}")
+def form(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """Name of a pipeline, and how many pods encode its latents."""
+    found: tuple[str, int] = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def text(form: tuple[str, int]) -> str:
+    """The committed YAML, and what `--encode-pods 3` makes."""
+    name, pods = form
+    if pods == 1:
+        return (COMPILED / f"{name}.yaml").read_text()
+    return compile_pipeline(name, encode_pods=pods)
+
+
+@pytest.fixture(scope="module")
+def compiled(form: tuple[str, int], text: str) -> tuple[str, list[Any]]:
+    return form[0], list(yaml.safe_load_all(text))
 
 
 def executors(documents: list[Any]) -> dict[str, Any]:
@@ -52,11 +68,10 @@ def test_stale_yaml_fails_the_check(tmp_path: Path) -> None:
         command(output=tmp_path, check=True)
 
 
-def test_kfp_loads_it(compiled: tuple[str, list[Any]]) -> None:
-    from kfp.components import load_component_from_file
+def test_kfp_loads_it(text: str) -> None:
+    from kfp.components import load_component_from_text
 
-    name, _ = compiled
-    pipeline = load_component_from_file(str(COMPILED / f"{name}.yaml"))
+    pipeline = load_component_from_text(text)
     assert "videos" in pipeline.component_spec.inputs
 
 
@@ -132,8 +147,8 @@ def test_a_fleet_run_trains_under_a_condition_and_always_reports(name: str) -> N
     assert entered["artifacts"]["videos"] and entered["parameters"]["ledger"]
 
 
-def test_jobs_run_in_the_image_of_their_step(compiled: tuple[str, list[Any]]) -> None:
-    name, _ = compiled
+@pytest.mark.parametrize("name", PIPELINES)
+def test_jobs_run_in_the_image_of_their_step(name: str) -> None:
     pinned = "registry.example/cosmos/train@sha256:" + "1" * 64
     text = compile_pipeline(name, image_overrides([f"train={pinned}"]))
     step = executors(list(yaml.safe_load_all(text)))["exec-training"]["container"]
@@ -154,12 +169,15 @@ def test_steps_with_gpus_tolerate_their_nodes_taint(compiled: tuple[str, list[An
         assert found == (wanted if has_gpus else []), name
 
 
-def test_the_kind_of_gpu_can_be_chosen(compiled: tuple[str, list[Any]]) -> None:
+def test_the_kind_of_gpu_can_be_chosen(
+    form: tuple[str, int], compiled: tuple[str, list[Any]]
+) -> None:
     """Of the steps by their node selector, of the training job through the step's environment."""
     name, plain = compiled
     assert not any("nodeSelector" in item for item in platform(plain).values())
     kind = "NVIDIA-H100-80GB-HBM3"
-    documents = list(yaml.safe_load_all(compile_pipeline(name, gpu_type=kind)))
+    compiled_for = compile_pipeline(name, gpu_type=kind, encode_pods=form[1])
+    documents = list(yaml.safe_load_all(compiled_for))
     chosen = {
         executor: item["nodeSelector"]["labels"]
         for executor, item in platform(documents).items()
@@ -176,6 +194,34 @@ def test_the_kind_of_gpu_can_be_chosen(compiled: tuple[str, list[Any]]) -> None:
     assert {"name": "COSMOS_GPU_TYPE", "value": kind} in step["env"]
 
 
+@pytest.mark.parametrize("name", ENCODING)
+def test_pods_share_the_encoding_and_one_task_waits_for_all(name: str) -> None:
+    (spec, *_) = yaml.safe_load_all(compile_pipeline(name, encode_pods=3))
+    dags = [spec["root"], *(c for c in spec["components"].values() if "dag" in c)]
+    (tasks,) = [d["dag"]["tasks"] for d in dags if "latent-encoding" in d["dag"]["tasks"]]
+    ((loop, iterated),) = [item for item in tasks.items() if "parameterIterator" in item[1]]
+    assert iterated["parameterIterator"]["items"] == {"raw": "[0, 1, 2]"}
+    assert loop in tasks["latent-encoding"]["dependentTasks"]
+    data = tasks["training"]["inputs"]["artifacts"]["data"]["taskOutputArtifact"]
+    assert data["producerTask"] == "latent-encoding"
+    inner = spec["components"][iterated["componentRef"]["name"]]["dag"]["tasks"]
+    part = inner["latent-encoding-part"]["inputs"]["parameters"]
+    item = iterated["parameterIterator"]["itemInput"]
+    assert part.pop("part_index") == {"componentInputParameter": item}
+    assert part.pop("part_count") == {"runtimeValue": {"constant": 3.0}}
+    assert set(part) == set(tasks["latent-encoding"]["inputs"]["parameters"])
+
+
+def test_pods_are_counted_where_there_is_something_to_encode(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'tokenizer' encodes no latents, so --encode-pods 2"):
+        command(names=["tokenizer"], output=tmp_path, encode_pods=2)
+    command(output=tmp_path, encode_pods=2)
+    for name in PIPELINES:
+        written = (tmp_path / f"{name}.yaml").read_text()
+        assert ("raw: '[0, 1]'" in written) == (name in ENCODING)
+    command(output=tmp_path, encode_pods=2, check=True)
+
+
 def test_images_can_be_pinned_by_digest() -> None:
     pinned = "registry.example/cosmos/data@sha256:" + "0" * 64
     text = compile_pipeline("tokenizer", image_overrides([f"data={pinned}"]))
@@ -185,11 +231,12 @@ def test_images_can_be_pinned_by_digest() -> None:
         image_overrides(["dta=x"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_component_passes_only_fields_that_its_stage_has(stage: str) -> None:
+@pytest.mark.parametrize("name", [*STAGES, "latent_encoding_part"])
+def test_component_passes_only_fields_that_its_stage_has(name: str) -> None:
     import importlib
 
-    component = getattr(importlib.import_module(f"components.{stage}.component"), stage)
+    stage = name.removesuffix("_part")
+    component = getattr(importlib.import_module(f"components.{stage}.component"), name)
     source = inspect.getsource(component.python_func)
     call = source[source.index("run_task(") :]
     passed = set(re.findall(r'"(\w+)": \w+', call))

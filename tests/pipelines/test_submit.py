@@ -212,6 +212,39 @@ def test_following_ends_in_every_final_state(kfp_server: Any, server: Any, state
     assert client.follow(server, run.run_id, print, poll_s=0.01).state == state
 
 
+def test_tasks_of_one_name_are_told_apart(kfp_server: Any, server: Any) -> None:
+    """KFP gives all iterations of a loop one name, and lists tasks in any order."""
+    run = client.submit(server, "diffusion", VIDEOS, encode_pods=2)
+    states = {"a": "FAILED", "b": "RUNNING"}
+
+    def answer(names: str) -> None:
+        tasks = [
+            {"task_id": name, "run_id": run.run_id, "display_name": "encode a part",
+             "state": states[name], "create_time": f"2026-11-02T10:00:0{'ba'.index(name)}Z"}
+            for name in names
+        ]  # fmt: skip
+        kfp_server.runs[run.run_id]["run_details"] = {"task_details": tasks}
+
+    for order in ("ab", "ba"):
+        answer(order)
+        tasks = client.run_info(server, run.run_id).tasks
+        assert [(task.name, task.state) for task in tasks] == [
+            ("encode a part", "RUNNING"),
+            ("encode a part (2)", "FAILED"),
+        ]
+
+
+def test_the_number_of_pods_is_part_of_what_is_uploaded(kfp_server: Any, quick: Any) -> None:
+    for pods in ("1", "2"):
+        done = invoke("submit", "diffusion", "-p", "videos=s3://x/y", "--encode-pods", pods)
+        assert done.exit_code == 0, done.output
+    alone, shared = (v["pipeline_spec"]["components"] for v in kfp_server.versions.values())
+    assert "comp-latent-encoding-part" in shared and "comp-latent-encoding-part" not in alone
+    refused = invoke("schedule", "create", "x", "tokenizer", "--cron", "0 2 * * *",
+                     "-p", "videos=s3://x/y", "--encode-pods", "2")  # fmt: skip
+    assert "'tokenizer' encodes no latents" in str(refused.exception)
+
+
 def test_the_commands_work_together(kfp_server: Any, quick: Any) -> None:
     submitted = invoke("submit", "tokenizer", "-p", "videos=s3://fleet/day-1", "--set",
                        "trainer.max_steps=5")  # fmt: skip

@@ -99,12 +99,12 @@ def _outcome(
     ended: str,
     error: str,
 ) -> tuple[Outcome, str]:
-    last = {note.stage: note for note in notes}  # a repeated attempt replaces the one before
+    last = {note.name: note for note in notes}  # a repeated attempt replaces the one before
     failed = [note for note in last.values() if note.state == "failed"]
     if failed:
-        return "failed", f"Stage {failed[-1].stage} failed: {failed[-1].error}"
+        return "failed", f"Stage {failed[-1].name} failed: {failed[-1].error}"
     if ended not in ("SUCCEEDED", "SKIPPED"):
-        unfinished = [note.stage for note in last.values() if note.state == "running"]
+        unfinished = [note.name for note in last.values() if note.state == "running"]
         where = f" in stage {unfinished[-1]}, which was killed" if unfinished else ""
         return "failed", f"The run ended as {ended or 'unknown'}{where}. {error}".strip()
     if decision:
@@ -141,7 +141,7 @@ def markdown(title: str, found: RunSummary) -> str:
     ]
     lines += ["", "| stage | state | seconds | output |", "|---|---|---:|---|"]
     lines += [
-        f"| {note.stage} | {_state(note)} | {note.seconds:.1f} | {note.manifest or note.error} |"
+        f"| {note.name} | {_state(note)} | {note.seconds:.1f} | {note.manifest or note.error} |"
         for note in found.tasks
     ]
     return "\n".join(lines) + "\n"
@@ -159,7 +159,7 @@ def html(title: str, found: RunSummary) -> bytes:
     ]
     rows: list[list[str | float | int | Cell | None]] = [
         [
-            note.stage,
+            note.name,
             Cell(text=_state(note), mood=_STATES[note.state]),
             f"{datetime.fromtimestamp(note.started, UTC):%H:%M:%S}",
             note.seconds,
@@ -168,7 +168,7 @@ def html(title: str, found: RunSummary) -> bytes:
         for note in found.tasks
     ]
     figures: list[list[str | float | int | Cell | None]] = [
-        [note.stage, name, value] for note in found.tasks for name, value in note.metrics.items()
+        [note.name, name, value] for note in found.tasks for name, value in note.metrics.items()
     ]
     pointer = found.decision.get("pointer") or {}
     facts = [

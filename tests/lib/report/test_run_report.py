@@ -93,6 +93,20 @@ def test_an_attempt_that_helped_is_no_failure(
     assert report("SUCCEEDED")[0]["outcome"] == "finished"
 
 
+def test_a_failed_part_is_quoted_whatever_its_sisters_did_later(
+    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+) -> None:
+    """Tasks of one stage that run side by side are not attempts of one task."""
+    failing = Note.begin(env, storage_root, "latent_encoding", "part_index=0")
+    sister = Note.begin(env, storage_root, "latent_encoding", "part_index=1")
+    failing.end(error="The disk is full.")
+    sister.end(finished(store, storage_root, "latent_encoding"))
+    found, text, page = report("FAILED")
+    assert found["sentence"] == "Stage latent_encoding (part_index=0) failed: The disk is full."
+    assert "| latent_encoding (part_index=1) | done |" in text
+    assert "latent_encoding (part_index=1)" in page
+
+
 def test_a_task_that_was_killed_is_seen_by_its_note(
     env: dict[str, str], report: Any, storage_root: str
 ) -> None:
