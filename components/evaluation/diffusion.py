@@ -120,6 +120,8 @@ def _score(clip: LatentClip, grid: Grid, losses: Sequence[float]) -> ClipScore:
 
 def text_of(clip: LatentClip, prompts: PromptSource | None, model: Any) -> Tensor:
     """The clip's text embedding [1, 512, D]; zeros, as in unconditional training, without one."""
+    if prompts is None and clip.text is not None:
+        return clip.text[None]
     if prompts is None or clip.info.prompt_sha256 is None:
         return torch.zeros(1, model.config.text_tokens, model.config.text_dim)
     return prompts.embedding(clip.info.prompt_sha256)[None]

@@ -42,6 +42,7 @@ class DiffusionFamily(Setting):
         self.real: list[Any] = []
         self.tokenizer: Any | None = None
         self.films: dict[tuple[str, str], Any] = {}
+        self.own_text = False
 
     def measure(
         self, role: Role, folder: Path, sets: Mapping[str, HeldOut]
@@ -50,6 +51,7 @@ class DiffusionFamily(Setting):
         model = load_dit(folder, device=self.device, dtype=self.dtype)
         found = {}
         for name, held in sets.items():
+            self.own_text |= bool(held.guide)
             clips = latent_clips(held, self.store, self.scratch, self.config.max_clips)
             found[name] = diffusion.measure(
                 model, clips, self.prompts, self.grid, self.device, self.progress,
@@ -182,9 +184,14 @@ class DiffusionFamily(Setting):
         found: dict[str, Any] = {
             "noise levels": ", ".join(f"{sigma:.3g}" for sigma in self.grid.sigmas),
             "noises per clip and level": self.grid.draws,
-            "text": "prompt embeddings" if self.prompts else "none (zero embedding)",
+            "text": self._text(),
         }
         for name, value in self.scalars().items():
             role = SHORT[name.split("_", 1)[0]]
             found[f"Frechet distance of latent patches, {role} (not FVD)"] = value
         return found
+
+    def _text(self) -> str:
+        if self.prompts:
+            return "prompt embeddings"
+        return "stored beside each clip" if self.own_text else "none (zero embedding)"

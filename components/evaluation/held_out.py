@@ -1,12 +1,14 @@
-"""The clips that models are measured on, streamed from a data set's shards.
+"""The clips that models are measured on, streamed from a data set's shards or the guide's files.
 
 A data set that holds nothing out (all its videos are of one drive) is measured on its training
 videos, and everything that is written says so. Which clips are taken never depends on the models:
-an even pick over the held-out samples, in the order of the shards.
+an even pick over the held-out samples, in the order of the shards. The guide's files are numbered
+in that order, so both layouts of a data set give the same clips.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,34 +17,46 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components.lib.contract import UserError
 from components.lib.manifest import FileEntry, Manifest, load_manifest
 from components.lib.report.pictures import pick
+from components.lib.shards.guide import list_guide_samples
 from components.lib.shards.tar import iter_samples
 from components.lib.store import ObjectStore
 from components.lib.video.records import is_old, read_records
 
 if TYPE_CHECKING:
     from components.lib.shards.latents import ClipInfo
+    from components.lib.train.cache import ShardRef
+    from components.lib.train.dataset import Split
+
+GUIDE_CACHE_BYTES = 2**30
 
 
 class HeldOut(NamedTuple):
-    """The shards to measure on. ``same_video``: nothing was held out, these were trained on."""
+    """The samples to measure on: ``shards``, or in ``guide`` one split with its files by name.
+
+    ``same_video``: nothing was held out, these were trained on.
+    """
 
     name: str
     manifest: Manifest
     shards: list[FileEntry]
     same_video: bool
+    guide: dict[Split, dict[str, ShardRef]] = {}
 
     @property
     def samples(self) -> int:
-        """Samples in these shards."""
-        return sum(int(shard.meta.get("samples", 0)) for shard in self.shards)
+        """How many there are."""
+        in_shards = sum(int(shard.meta.get("samples", 0)) for shard in self.shards)
+        return in_shards + sum(len(list_guide_samples(files)) for files in self.guide.values())
 
 
 class LatentClip(NamedTuple):
-    """A latent [16, T, H, W] (normalised) and what it shows."""
+    """A latent [16, T, H, W] (normalised), what it shows, and the text [512, D] stored beside it
+    (in the guide's layout)."""
 
     key: str
     latent: Any
     info: ClipInfo
+    text: Any = None
 
 
 class VideoClip(NamedTuple):
@@ -57,6 +71,11 @@ class VideoClip(NamedTuple):
 
 def held_out(manifest: Manifest, name: str) -> HeldOut:
     """What to measure on. Raises UserError when the data set holds no samples at all."""
+    from components.lib.train.dataset import guide_files
+
+    if guide := guide_files(manifest):
+        split: Split = "validation" if guide.get("validation") else "train"
+        return HeldOut(name, manifest, [], split == "train", {split: guide[split]})
     shards = [entry for entry in manifest.files if entry.path.endswith(".tar")]
     shards = [entry for entry in shards if int(entry.meta.get("samples", 1)) > 0]
     held = [entry for entry in shards if entry.meta.get("split") == "validation"]
@@ -106,9 +125,57 @@ def latent_clips(
     """The latents to measure on."""
     from components.lib.shards.latents import parse_latent
 
+    if held.guide:
+        yield from _guide_clips(held, store, scratch, limit)
+        return
     for key, parts in samples(held, store, scratch, limit):
         latent, info = parse_latent(parts, key)
         yield LatentClip(key, latent.float(), info)
+
+
+def _guide_clips(
+    held: HeldOut, store: ObjectStore, scratch: Path, limit: int
+) -> Iterator[LatentClip]:
+    from components.lib.shards.guide import EMBEDDING, LATENT, read_tensor
+    from components.lib.train.cache import ShardCache
+    from components.lib.train.dataset import GuideSource
+
+    # the files stay for the next model to be measured
+    source = GuideSource(held.guide, ShardCache(scratch / "guide", GUIDE_CACHE_BYTES, store))
+    (split,) = held.guide
+    infos = _guide_infos(held.manifest, split, store)
+    numbers = source.samples[split]
+    for position in pick(len(numbers), limit):
+        number = numbers[position]
+        if number not in infos:
+            raise UserError(
+                f"{held.manifest.uri}index/ does not say which video {split}/{number} shows. "
+                "Write the data set again with latent_encoding."
+            )
+        name, parts = source.read(split, 0, position)
+        latent, text = (
+            read_tensor(io.BytesIO(parts[part]), f"{name}.{part}") for part in (LATENT, EMBEDDING)
+        )
+        yield LatentClip(f"{held.name}/{split}/{number}", latent.float(), infos[number], text)
+
+
+def _guide_infos(manifest: Manifest, split: Split, store: ObjectStore) -> dict[int, ClipInfo]:
+    """Number of a sample -> what it shows, which the guide's own info tells only in part."""
+    from components.lib.shards.latents import ClipInfo
+
+    infos: dict[int, ClipInfo] = {}
+    for entry in manifest.files:
+        if not entry.path.startswith("index/"):
+            continue
+        data = store.get_bytes(manifest.file_uri(entry.path), sha256=entry.sha256)
+        head, *lines = [json.loads(line) for line in data.splitlines()]
+        if head["split"] == split:
+            infos |= {
+                line["index"]: ClipInfo.model_validate(line["info"])
+                for line in lines
+                if "info" in line
+            }
+    return infos
 
 
 def video_clips(

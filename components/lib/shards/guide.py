@@ -115,17 +115,22 @@ def iter_guide_samples(folder: Path) -> Iterator[GuideSample]:
 
 def load_tensor(path: Path) -> torch.Tensor:
     """A tensor from a ``.pth`` file. Nothing but tensors is accepted."""
+    return read_tensor(path, str(path))
+
+
+def read_tensor(source: Path | io.BytesIO, name: str) -> torch.Tensor:
+    """The same from a file or its bytes; ``name`` is what errors call it."""
     from pickle import UnpicklingError
 
     import torch
 
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        value = torch.load(source, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a tensor written by torch.save: {reason}") from error
+        raise UserError(f"{name} is not a tensor written by torch.save: {reason}") from error
     if not isinstance(value, torch.Tensor):
-        raise UserError(f"{path} holds a {type(value).__name__}, not a tensor.")
+        raise UserError(f"{name} holds a {type(value).__name__}, not a tensor.")
     return value
 
 

@@ -131,7 +131,7 @@ def _from_manifest(
     manifest = load_manifest(ref, store)
     if manifest.kind not in ("latent-dataset", "tokenizer-dataset"):
         raise UserError(f"{ref} is a {manifest.kind} manifest; data.path needs a data set.")
-    if guide := _guide_manifest(manifest):
+    if guide := guide_files(manifest):
         return GuideSource(guide, cache), manifest
     shards = [
         ShardRef(
@@ -169,7 +169,7 @@ def _guide_folder(folder: Path) -> dict[Split, dict[str, ShardRef]]:
     return found
 
 
-def _guide_manifest(manifest: Manifest) -> dict[Split, dict[str, ShardRef]]:
+def guide_files(manifest: Manifest) -> dict[Split, dict[str, ShardRef]]:
     """The guide's files that latent_encoding wrote with ``layout=guide``; or nothing."""
     found: dict[Split, dict[str, ShardRef]] = {}
     for entry in manifest.files:
