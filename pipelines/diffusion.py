@@ -1,4 +1,4 @@
-"""diffusion_post_training: fetch -> discover -> embed prompts, encode latents -> train -> judge.
+"""diffusion_post_training: fetch -> discover -> embed prompts -> encode latents -> train -> judge.
 
 No postponed annotations here: KFP reads the types of the parameters from the function object.
 """
@@ -125,10 +125,14 @@ def post_train(
         overrides=overrides,
     ).set_display_name("embed prompts")
     place(embedded, profile, profiles.EMBED, cached=cached)
+    # The latents wait for the prompts although shards, the usual layout, hold no text: it is an
+    # override that chooses the guide's layout, and by then the graph is fixed. The price is T5's
+    # minutes, once for each set of prompts.
     encoding = {
         "storage_root": storage_root,
         "videos": found.outputs["videos"],
         "checkpoint": tokenizer.outputs["checkpoint"],
+        "prompts": embedded.outputs["embeddings"],
         "frames": frames,
         "height": height,
         "width": width,

@@ -10,6 +10,7 @@ def latent_encoding(
     storage_root: str,
     videos: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Input[dsl.Model],
+    prompts: dsl.Input[dsl.Dataset],
     frames: int,
     height: int,
     width: int,
@@ -24,7 +25,7 @@ def latent_encoding(
         "latent_encoding",
         {"storage_root": storage_root, "frames": frames, "height": height, "width": width},
         latents,
-        inputs={"videos": videos, "checkpoint": checkpoint},
+        inputs={"videos": videos, "checkpoint": checkpoint, "prompts": prompts},
         metrics=metrics,
         overrides=overrides,
     )
@@ -35,6 +36,7 @@ def latent_encoding_part(
     storage_root: str,
     videos: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Input[dsl.Model],
+    prompts: dsl.Input[dsl.Dataset],
     frames: int,
     height: int,
     width: int,
@@ -58,7 +60,7 @@ def latent_encoding_part(
             "part_count": part_count,
         },
         part,
-        inputs={"videos": videos, "checkpoint": checkpoint},
+        inputs={"videos": videos, "checkpoint": checkpoint, "prompts": prompts},
         metrics=metrics,
         overrides=overrides,
     )

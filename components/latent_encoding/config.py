@@ -18,7 +18,7 @@ class LatentEncodingConfig(StageConfig):
     videos: str = manifest_input("Video manifest of video_discovery.")
     checkpoint: str = manifest_input("Tokenizer checkpoint manifest of checkpoint_fetch.")
     prompts: str | None = manifest_input(
-        "Manifest of prompt_embedding. Needed for layout 'guide' only.", default=None
+        "Manifest of prompt_embedding. Read for layout 'guide' only.", default=None
     )
     frames: int = Field(121, description="Frames in a clip: 8k+1.", ge=1)
     height: int = Field(704, description="Height of a clip in pixels, a multiple of 16.")
@@ -92,6 +92,13 @@ class LatentEncodingConfig(StageConfig):
                 f"part_index {self.part_index} does not exist with part_count {self.part_count}"
             )
         return self
+
+    def manifest_refs(self) -> dict[str, str]:
+        """The inputs that are read: latents in shards do not depend on what their prompts mean."""
+        refs = super().manifest_refs()
+        if self.layout != "guide":
+            refs.pop("prompts", None)
+        return refs
 
     @property
     def sizes(self) -> tuple[Size, ...]:

@@ -146,7 +146,7 @@ class _Reporter:
 
 def main() -> None:
     """The child: make the shards that the parent names."""
-    from components.latent_encoding.stage import engine_settings, prepare
+    from components.latent_encoding.stage import engine_settings, load_embeddings, prepare
 
     die_with_parent()
     # Whatever a library prints must not reach the parent's protocol.
@@ -168,7 +168,7 @@ def main() -> None:
             Path(job["model"]),
             engine_settings(config, job["device"]),
             Output(store, job["output"], scratch),
-            prepared.embeddings,
+            load_embeddings(config, prepared.inputs, shards, store),
             reporter,
         )
         reporter.say({"counts": asdict(counts)})

@@ -39,7 +39,6 @@ class Prepared:
     inputs: dict[str, Manifest]
     records: dict[str, VideoRecord]
     plan: Plan
-    embeddings: dict[str, torch.Tensor]
 
 
 def run(config: LatentEncodingConfig, store: ObjectStore, progress: Progress) -> StageResult:
@@ -107,7 +106,9 @@ def prepare(config: LatentEncodingConfig, store: ObjectStore) -> Prepared:
             "Lower 'frames', or set 'length_buckets'."
         )
     by_content = {record.sha256: record for record in records}
-    return Prepared(inputs, by_content, plan, load_embeddings(config, inputs, plan, store))
+    if config.layout == "guide":
+        check_prompts(inputs, plan)
+    return Prepared(inputs, by_content, plan)
 
 
 def make(
@@ -151,8 +152,8 @@ def _encode(
         names = [shard.name for shard in shards]
         return run_on_devices(config, devices, names, output, model, task)
     settings = engine_settings(config, devices[0])
-    records, embeddings = prepared.records, prepared.embeddings
-    return [make_shards(shards, records, model, settings, output, embeddings, task)]
+    embeddings = load_embeddings(config, prepared.inputs, shards, output.store)
+    return [make_shards(shards, prepared.records, model, settings, output, embeddings, task)]
 
 
 def engine_settings(config: LatentEncodingConfig, device: str) -> EngineSettings:
@@ -215,29 +216,39 @@ def tokenizer_config(checkpoint: Manifest, store: ObjectStore) -> dict[str, Any]
     return TokenizerConfig.model_validate(data["config"]).model_dump()
 
 
-def load_embeddings(
-    config: LatentEncodingConfig, inputs: dict[str, Manifest], plan: Plan, store: ObjectStore
-) -> dict[str, torch.Tensor]:
-    """Embedding of each prompt by digest, for the guide's layout; empty for shards."""
-    if config.layout != "guide":
-        return {}
+def check_prompts(inputs: dict[str, Manifest], plan: Plan) -> None:
+    """Raise UserError unless every clip's text can be stored beside it, as the guide's layout has
+    it."""
     if "prompts" not in inputs:
         raise UserError(
             "The layout 'guide' stores each clip's text embedding beside it. Give the manifest of "
             "prompt_embedding as 'prompts'."
         )
+    for shard in plan.shards:
+        for clip in shard.clips:
+            if clip.info.prompt_sha256 is None:
+                raise UserError(
+                    f"{clip.info.video} has no prompt, and the layout 'guide' needs one per video."
+                )
+
+
+def load_embeddings(
+    config: LatentEncodingConfig,
+    inputs: dict[str, Manifest],
+    shards: Sequence[ShardPlan],
+    store: ObjectStore,
+) -> dict[str, torch.Tensor]:
+    """Embedding of each prompt of these shards by digest, for the guide's layout; else empty."""
+    if config.layout != "guide":
+        return {}
     from safetensors.torch import load
 
     manifest = inputs["prompts"]
-    digests = {(clip.info.prompt_sha256, clip.info.video) for s in plan.shards for clip in s.clips}
     embeddings: dict[str, torch.Tensor] = {}
-    for digest, video in sorted(digests, key=str):
-        if digest is None:
-            raise UserError(f"{video} has no prompt, and the layout 'guide' needs one per video.")
-        if digest not in embeddings:
-            entry = manifest.entry(f"prompts/{digest}.safetensors")
-            data = store.get_bytes(manifest.file_uri(entry.path), sha256=entry.sha256)
-            embeddings[digest] = load(data)["embedding"]
+    for digest in sorted({str(clip.info.prompt_sha256) for s in shards for clip in s.clips}):
+        entry = manifest.entry(f"prompts/{digest}.safetensors")
+        data = store.get_bytes(manifest.file_uri(entry.path), sha256=entry.sha256)
+        embeddings[digest] = load(data)["embedding"]
     return embeddings
 
 

@@ -394,7 +394,10 @@ def test_guide_layout_holds_the_same_latents_with_their_text(
     for file in manifest.files:
         if file.path.startswith(("train/", "validation/")):
             store.get_file(manifest.file_uri(file.path), tmp_path / file.path, sha256=file.sha256)
-    shards = read_samples(stage.run(make_config(videos), store, progress).manifest, store)
+    in_shards = stage.run(make_config(videos), store, progress)
+    # which do not depend on what their prompts mean
+    assert stage.run(config.model_copy(update={"layout": "shards"}), store, progress).reused
+    shards = read_samples(in_shards.manifest, store)
     by_place = {(i.split, i.video.rsplit("/")[-1], i.start_frame): x for x, i in shards.values()}
     for split in ("train", "validation"):
         samples = list(iter_guide_samples(tmp_path / split))

@@ -209,7 +209,9 @@ def test_pods_share_the_encoding_and_one_task_waits_for_all(name: str) -> None:
     item = iterated["parameterIterator"]["itemInput"]
     assert part.pop("part_index") == {"componentInputParameter": item}
     assert part.pop("part_count") == {"runtimeValue": {"constant": 3.0}}
-    assert set(part) == set(tasks["latent-encoding"]["inputs"]["parameters"])
+    alone = tasks["latent-encoding"]["inputs"]
+    assert set(part) == set(alone["parameters"])
+    assert set(inner["latent-encoding-part"]["inputs"]["artifacts"]) == set(alone["artifacts"])
 
 
 def test_pods_are_counted_where_there_is_something_to_encode(tmp_path: Path) -> None:
