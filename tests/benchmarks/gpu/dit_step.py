@@ -92,10 +92,12 @@ def measure(case: str, latent: Shape = LATENT) -> Row:
     seconds = sorted(step["step_seconds"] for step in steps)[count // 2]
     waited = sorted(step["data_wait_seconds"] for step in steps)[count // 2]
     peak = peak_gib()
-    parts = breakdown(engine.train_step)
-    engine.stop_data()
     flops = dit_forward_flops(geometry, tokens_of(geometry, latent))
     share = 3 * flops / seconds / PEAK_BF16
+    # Known before the breakdown, in case time runs out.
+    print(f"{case}, {geometry.layers} layers: {seconds:.3f} s, {share:.1%}", flush=True)
+    parts = breakdown(engine.train_step)
+    engine.stop_data()
     note = f"{spell(parts)}, data wait {waited * 1e3:.0f} ms; {plan(engine)}"
     if retries := allocator_retries() - retries:
         note += f"; the allocator ran out and started over {retries} times"
