@@ -30,7 +30,9 @@ PATIENCE_S = 400  # only a hang takes longer, however loaded the machine is
 
 
 class Run:
-    """A training of two ranks that writes to ``uri``; each start may be on a "new machine"."""
+    """A training that writes to ``uri``; each start may be on a "new machine"."""
+
+    ranks = 2
 
     def __init__(self, arguments: list[str], env: dict[str, str], folder: Path, uri: str) -> None:
         self.arguments, self.env, self.folder, self.uri = arguments, env, folder, uri
@@ -42,7 +44,7 @@ class Run:
             return subprocess.Popen(
                 [
                     *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                    *("--nproc-per-node=2", "--shutdown-timeout=60"),
+                    *(f"--nproc-per-node={self.ranks}", "--shutdown-timeout=60"),
                     *("-m", "components.lib.train", "--yes", *self.arguments),
                     *(f"log.log_dir={self.log}", f"log.store_uri={self.uri}"),
                 ],
@@ -157,13 +159,16 @@ def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
 def test_interrupted_low_rank_training_equals_the_undisturbed_one(
     make_run: Callable[..., Run], store: ObjectStore, dit_folder: Path
 ) -> None:
-    """A checkpoint holds the factors alone; the base comes from where it came from at first."""
+    """A checkpoint holds the factors alone; the base comes from where it came from at first.
+
+    One rank: `test_layouts` resumes such a training on several.
+    """
     from components.lib.cosmos.model_folder import load_state_dict
 
     low_rank = ("model.lora.rank=4", "optim.config.lr=1e-2")
-    calm = make_run("calm", *low_rank)
+    calm, rough = make_run("calm", *low_rank), make_run("rough", *low_rank)
+    calm.ranks = rough.ranks = 1
     calm.finish()
-    rough = make_run("rough", *low_rank)
     rough.interrupt("kill a rank", 5)
     rough.interrupt("terminate", 9)
     rough.finish()
