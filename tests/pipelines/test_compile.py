@@ -83,7 +83,7 @@ def test_the_readme_s_picture_shows_every_stage(compiled: tuple[str, list[Any]])
     words = set(re.findall(r"\w+", " ".join(shown)))
     title = documents[0]["pipelineInfo"]["name"].replace("-", "_")
     stages = {task["componentRef"]["name"] for task in steps(documents).values()}
-    kinds = {re.sub(r"-\d+$", "", stage).removeprefix("comp-") for stage in stages}
+    kinds = {re.sub(r"(-part)?(-\d+)?$", "", stage).removeprefix("comp-") for stage in stages}
     assert words >= {title, *(kind.replace("-", "_") for kind in kinds)}
 
 
