@@ -16,6 +16,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ PREFIX = "checkpoints/"
 METRICS = "metrics.jsonl"
 #: Of one file, over all ranks. DCP makes each rank's part of a file in memory before it writes it.
 FILE_BYTES = 8 * 2**30
+#: Files of a rank that are hashed and uploaded at the same time.
+TRANSFERS = 4
 Tensors = dict[str, torch.Tensor]
 
 
@@ -167,11 +170,11 @@ class Checkpoints:
         writer = HuggingFaceStorageWriter(
             str(local), file_of(tensors, FILE_BYTES), save_distributed=True
         )
+        # These files are on their way elsewhere. Whatever of them a crash destroys has another
+        # digest than the manifest says, so the disk need not be waited for.
+        writer.sync_files = False
         dcp.save(tensors, storage_writer=writer, process_group=self._group)
-        mine = [
-            self.place.put(path, folder + path.name, move=True).model_dump()
-            for path in sorted(local.glob("*.safetensors"))
-        ]
+        mine = self._put(sorted(local.glob("*.safetensors")), folder)
         shutil.rmtree(local)
         everyone: list[Any] = [None] * self.layout.world
         dist.all_gather_object(everyone, mine, group=self._group)
@@ -187,6 +190,13 @@ class Checkpoints:
             self._prune()
         # Nobody goes on to the next save, or ends the process, before this one is complete.
         dist.barrier(group=self._group)
+
+    def _put(self, paths: list[Path], folder: str) -> list[dict[str, Any]]:
+        def put(path: Path) -> dict[str, Any]:
+            return self.place.put(path, folder + path.name, move=True).model_dump()
+
+        with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="checkpoint") as pool:
+            return list(pool.map(put, paths))
 
     def _prune(self) -> None:
         folders = complete_folders(self.place, PREFIX)
