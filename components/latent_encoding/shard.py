@@ -4,7 +4,8 @@ Finished samples wait as files in the scratch folder. When a shard takes long, t
 since the last save go up as a segment (a small tar of their own under ``segments/``), so that a
 killed run loses at most `save_every_s` of work. A complete shard is uploaded first and its index
 last: the index says what the shard holds and what could not be made, and only a shard with an
-index counts as finished.
+index counts as finished. Its segments go then; those that a kill left behind, at the end of the
+stage.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["shards", "guide"]
 FAILED_EXT = "failed"
+SEGMENTS = "segments/"
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,12 @@ class OpenShard:
             b"".join(canonical_json(line) + b"\n" for line in self._index(names)),
             {"samples": len(self.stored), "failed": len(self.failed)},
         )
-        for info in list(self.output.store.list(self._segment_prefix)):
-            self.output.store.delete(info.uri)
+        drop_segments(self.output, self.plan.name)
         shutil.rmtree(self.folder)
 
     @property
     def _segment_prefix(self) -> str:
-        return f"{self.output.uri}segments/{self.plan.name}/"
+        return f"{self.output.uri}{SEGMENTS}{self.plan.name}/"
 
     def _parts(self, key: str) -> dict[str, bytes | Path]:
         if key in self.failed:
@@ -196,6 +197,17 @@ class OpenShard:
                 if clip.key in self.places:
                     line |= {"place": asdict(self.places[clip.key])}
             yield line
+
+
+def drop_segments(output: Output, name: str = "") -> None:
+    """Delete the segments of the shard of that name, or all there are once no shard needs them.
+
+    A run can be killed between a shard's index and this, and the store may complete a segment that
+    a killed run had sent, after the next one has looked.
+    """
+    prefix = f"{output.uri}{SEGMENTS}{name}/" if name else f"{output.uri}{SEGMENTS}"
+    for info in list(output.store.list(prefix)):
+        output.store.delete(info.uri)
 
 
 def index_path(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.latent_encoding.config import LatentEncodingConfig
 from components.latent_encoding.plan import Plan, PlanSettings, ShardPlan, make_plan
-from components.latent_encoding.shard import finished_files
+from components.latent_encoding.shard import drop_segments, finished_files
 from components.latent_encoding.summary import describe, load_results
 from components.lib.contract import Progress, Task, UserError
 from components.lib.device import pick_devices, pick_dtype
@@ -52,6 +52,7 @@ def run(config: LatentEncodingConfig, store: ObjectStore, progress: Progress) ->
         def whole(_: dict[str, Manifest], output: Output) -> None:
             prepared = prepare(config, store)
             make(config, prepared, prepared.plan.shards, output, output, progress)
+            drop_segments(output)
             describe(config, prepared.plan, load_results(prepared.plan, output), output)
 
         return execute(SPEC, config, store, progress, whole)

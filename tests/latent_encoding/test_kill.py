@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from components.lib.manifest import load_manifest
+from components.latent_encoding.stage import run
+from components.lib.manifest import MANIFEST_NAME, load_manifest
+from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord
 from tests.latent_encoding.kills import kill_count, run_undisturbed, run_with_kills
@@ -44,3 +46,19 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
         # Nothing but the listed files is left behind.
         stored = {info.uri.removeprefix(resumed.uri) for info in store.list(resumed.uri)}
         assert stored == {entry.path for entry in resumed.files} | {"manifest.json"}
+
+
+def test_segments_of_a_run_killed_after_its_shards_are_removed(
+    store: ObjectStore,
+    clips: dict[str, Path],
+    make_record: Callable[..., VideoRecord],
+    put_videos: Callable[[list[VideoRecord]], str],
+    make_config: Callable[..., Any],
+) -> None:
+    config = make_config(put_videos([make_record(clips["bikes"])]), chunks_per_video=2)
+    first = run(config, store, LineProgress()).manifest
+    store.delete(f"{first.uri}{MANIFEST_NAME}")
+    store.put_bytes(f"{first.uri}segments/train-000000/0001.tar", b"what a killed run had sent")
+    again = run(config, store, LineProgress()).manifest
+    assert again.content == first.content
+    assert not list(store.list(f"{first.uri}segments/"))
