@@ -321,6 +321,9 @@ def kfp_server(monkeypatch: Any, tmp_path: Any) -> Iterator[FakeKfp]:
     monkeypatch.setattr("kfp.client.client.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "c.json"))
     for name in ("KFP_ENDPOINT", "KFP_NAMESPACE", "KFP_EXISTING_TOKEN", "KUBECONFIG"):
         monkeypatch.delenv(name, raising=False)
+    # read from KUBECONFIG or the home folder when the library is imported
+    nowhere = str(tmp_path / "no-kubeconfig")
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", nowhere)
     yield fake
     fake.closing.set()
     server.shutdown()
