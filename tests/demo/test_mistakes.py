@@ -56,6 +56,11 @@ def test_empty_folder(workspace: Path, tmp_path: Path) -> None:
     assert str(empty) in sentence(run_tokenizer(workspace, empty))
 
 
+def test_a_path_with_python3_in_it_is_left_as_it_is(workspace: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "lib" / "python3.11" / "drive.mp4"
+    assert str(missing) in sentence(run_tokenizer(workspace, missing))
+
+
 def test_wrong_secret(
     workspace: Path, clips: dict[str, Path], store_env: dict[str, str], storage_root: str
 ) -> None:
