@@ -2,7 +2,7 @@
 
 ``python -m tests.benchmarks.gpu.tokenizer encode cv dv`` measures the parts named. The training
 steps are the trainer's own engine on random clips, compiled, with CUDA graphs and eager;
-``cv:compiled`` measures one variant (each compiles for about a minute, and again for the parity).
+``cv:compiled`` measures one variant (each compiles for minutes, and again for the parity).
 Agreement with the CPU in fp32 is asserted before each part is timed. Without a GPU small clips run
 eagerly, to prove the command.
 """
