@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-AttentionBackend = Literal["auto", "cudnn", "flash", "efficient", "math"]
+from components.lib.cosmos.flash4 import flash4
+
+AttentionBackend = Literal["auto", "cudnn", "flash4", "flash", "efficient", "math"]
 
 _KERNELS: dict[AttentionBackend, list[SDPBackend]] = {
     "auto": [
@@ -34,6 +36,7 @@ ATTENTION_OPS = [
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.cosmos.flash4.default,
 ]
 
 #: What ``light`` checkpointing keeps: only elementwise work is done again. Not ``bmm``, with which
@@ -47,6 +50,9 @@ PRODUCT_OPS = [
 
 def attend(query: Tensor, key: Tensor, value: Tensor, backend: AttentionBackend) -> Tensor:
     """Full attention without mask: [S, B, heads, d] x [L, B, heads, d] -> [S, B, heads · d]."""
+    if query.is_cuda and backend == "flash4":
+        attended, _ = flash4(*(part.transpose(0, 1) for part in (query, key, value)))
+        return attended.transpose(0, 1).flatten(2)
     q, k, v = (part.permute(1, 2, 0, 3) for part in (query, key, value))
     if query.is_cuda or backend == "math":
         with sdpa_kernel(_KERNELS[backend], set_priority=True):

@@ -254,7 +254,7 @@ class TrainerConfig(Frozen):
         description="Of the tokenizers' compiled networks: reduce-overhead replays their kernels "
         "as CUDA graphs, for small clips whose kernels are shorter than launching them.",
     )
-    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = Field(
+    attention: Literal["auto", "cudnn", "flash4", "flash", "efficient", "math"] = Field(
         default="auto",
         description="Kernel of the DiT's attention on GPUs. auto: the first of cudnn, flash, "
         "efficient, math that takes the shapes.",

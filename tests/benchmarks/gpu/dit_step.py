@@ -130,7 +130,9 @@ def main() -> None:
     parser.add_argument("--latent", type=parse_shape, default=LATENT)
     options = parser.parse_args()
     header()
-    print(check_parity("cuda" if torch.cuda.is_available() else "cpu"), flush=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for attention in dict.fromkeys(parse_case(c)[1].trainer.attention for c in options.cases):
+        print(check_parity(device, attention), flush=True)
     show(rows(options.cases, options.latent))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from components.lib.cosmos.attention import AttentionBackend
 from components.lib.cosmos.dit import DIT_PRESETS, DiT, DiTConfig, configure_blocks
 from components.lib.cosmos.edm import edm_loss
 from components.lib.cosmos.model_folder import save_model_folder
@@ -91,7 +92,7 @@ def plan(engine: Engine) -> str:
     return "recompute " + ", ".join(f"{k} x {kinds.count(k)}" for k in dict.fromkeys(kinds))
 
 
-def check_parity(device: str = "cuda") -> str:
+def check_parity(device: str = "cuda", attention: AttentionBackend = "auto") -> str:
     """Loss and gradients of a small DiT: ``device`` in bf16, compiled, against CPU in fp32.
 
     Returns the sentence that says how near they are; AssertionError when they are not.
@@ -104,7 +105,9 @@ def check_parity(device: str = "cuda") -> str:
     for place, dtype in (("cpu", torch.float32), (device, torch.bfloat16)):
         model = DiT(config, seed=1).to(place, dtype)
         if dtype is torch.bfloat16:
-            configure_blocks(model, checkpointing="selective", compile_blocks=True)
+            configure_blocks(
+                model, checkpointing="selective", compile_blocks=True, attention=attention
+            )
         loss = edm_loss(
             model,
             latent.to(place),
@@ -121,4 +124,7 @@ def check_parity(device: str = "cuda") -> str:
     grad_error = relative_error(values[1][1], values[0][1])
     assert loss_error < 2e-2, loss_error
     assert grad_error < 6e-2, grad_error
-    return f"parity with the CPU in fp32: DiT loss {loss_error:.1e}, gradient {grad_error:.1e}"
+    return (
+        f"parity with the CPU in fp32 (attention {attention}): DiT loss {loss_error:.1e}, "
+        f"gradient {grad_error:.1e}"
+    )

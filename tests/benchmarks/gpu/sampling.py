@@ -1,22 +1,24 @@
 """Text2World from prompt to frames on one GPU: 7B, 35 steps, 72 evaluations, 121 x 704 x 1280.
 
-``python -m tests.benchmarks.gpu.sampling [text] [video] [video12]``: ``text`` measures the T5-11B
-encoder alone, ``video`` the whole way (``video12``: with 12 steps). Weights are random, of the real
-sizes; stages load and unload as in `components.lib.cosmos.text_to_video`, whose code this runs.
-Before the video, a small one made on the GPU in bf16 is compared with the CPU in fp32, latent and
-frames. Without a GPU small networks run, to prove the command.
+``python -m tests.benchmarks.gpu.sampling [text] [video] [video12] [--attention flash4]``: ``text``
+measures the T5-11B encoder alone, ``video`` the whole way (``video12``: with 12 steps). Weights are
+random, of the real sizes; stages load and unload as in `components.lib.cosmos.text_to_video`, whose
+code this runs. Before the video, a small one made on the GPU in bf16 is compared with the CPU in
+fp32, latent and frames. Without a GPU small networks run, to prove the command.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 
+from components.lib.cosmos.attention import AttentionBackend
 from components.lib.cosmos.channels_last import use_channels_last
 from components.lib.cosmos.dit import DIT_PRESETS, DiT, configure_blocks
 from components.lib.cosmos.flops import dit_forward_flops
@@ -90,7 +92,7 @@ def text() -> Iterator[Row]:
     yield Row(name, f"{elapsed:.1f} ms a prompt", shown, "989 TFLOP/s", peak_gib())
 
 
-def load_model() -> DiT:
+def load_model(attention: AttentionBackend) -> DiT:
     """The DiT with random weights on the device, compiled there."""
     with torch.device("meta"):
         model = DiT(DIT_PRESETS[MODEL], seed=None)
@@ -98,7 +100,7 @@ def load_model() -> DiT:
     for parameter in model.parameters():
         parameter.normal_(std=0.02)
     model.pos_embedder.seq.copy_(torch.arange(len(model.pos_embedder.seq)))
-    configure_blocks(model, compile_blocks=CUDA)
+    configure_blocks(model, compile_blocks=CUDA, attention=attention)
     return model
 
 
@@ -109,7 +111,7 @@ def load_tokenizer() -> CosmosTokenizer:
     return tokenizer
 
 
-def check_parity() -> str:
+def check_parity(attention: AttentionBackend) -> str:
     """A small latent after four steps, and its frames: this device in `DTYPE`, CPU in fp32."""
     torch.manual_seed(0)
     config = DIT_PRESETS["tiny"].model_copy(update={"hidden": 512, "heads": 4, "ffn": 2048})
@@ -118,7 +120,7 @@ def check_parity() -> str:
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for device, dtype in (("cpu", torch.float32), (DEVICE, DTYPE)):
         model = DiT(config, seed=1).to(device, dtype).requires_grad_(False)
-        configure_blocks(model, compile_blocks=device == "cuda")
+        configure_blocks(model, compile_blocks=device == "cuda", attention=attention)
         steps = SamplingConfig(steps=4)
         with torch.no_grad():
             latent = sample_latent(model, words, None, (1, 16, 3, 16, 16), 24.0, steps)
@@ -165,9 +167,9 @@ class Watched(LineProgress):
             yield inner
 
 
-def video(steps: int = 35) -> Iterator[Row]:
+def video(steps: int, attention: AttentionBackend) -> Iterator[Row]:
     """One video, everything but loading, which here is only drawing random weights."""
-    print(check_parity(), flush=True)
+    print(check_parity(attention), flush=True)
     reset()
     loading: dict[str, float] = {}
 
@@ -189,7 +191,7 @@ def video(steps: int = 35) -> Iterator[Row]:
             sampling=SamplingConfig(steps=steps),
         ),
         load_text=timed(RandomT5),
-        load_model=timed(load_model),
+        load_model=timed(partial(load_model, attention)),
         load_tokenizer=timed(load_tokenizer),
         progress=progress,
     )
@@ -207,13 +209,13 @@ def video(steps: int = 35) -> Iterator[Row]:
         peak,
         f"{parts} (loading within: {loading['loading']:.0f} s)",
     )
-    yield one_evaluation()
+    yield one_evaluation(attention)
 
 
-def one_evaluation() -> Row:
+def one_evaluation(attention: AttentionBackend) -> Row:
     """Where the time of one evaluation of the network goes."""
     reset()
-    model = load_model()
+    model = load_model(attention)
     config = DIT_PRESETS[MODEL]
     x = torch.randn(1, 16, *GRID, device=DEVICE)
     words = torch.randn(1, 512, config.text_dim, device=DEVICE)
@@ -235,10 +237,18 @@ def one_evaluation() -> Row:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser("sampling", description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["text", "video"])
+    parser.add_argument("--attention", choices=get_args(AttentionBackend), default="auto")
+    options = parser.parse_args()
     header()
-    for part in sys.argv[1:] or ["text", "video"]:
+    for part in options.parts:
         if part == "text":
             show(text())
         else:
-            show(video(int(part.removeprefix("video") or 35)))
+            show(video(int(part.removeprefix("video") or 35), options.attention))
+
+
+if __name__ == "__main__":
+    main()

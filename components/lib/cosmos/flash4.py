@@ -1,0 +1,75 @@
+"""FlashAttention-4 (package ``flash-attn-4``, optional) as operators that compile and checkpoint.
+
+The package writes its kernels in CuTe's Python and compiles them on first use, some seconds for
+each head size. Its own autograd function breaks compiled graphs and hides from selective
+checkpointing; PyTorch's prototype that puts it behind ``scaled_dot_product_attention`` expects
+another release of it. So forward and backward are two operators here, with shapes that the compiler
+can follow. The package's two inner functions are used, which newer releases extend at the end only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def installed() -> bool:
+    """Whether the package is there. Nothing is imported."""
+    try:
+        return importlib.util.find_spec("flash_attn.cute.interface") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@torch.library.custom_op("cosmos::flash4", mutates_args=())
+def flash4(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, S, heads, d], twice [B, L, heads, d] -> [B, S, heads, d], log-sum-exp [B, heads, S] fp32.
+
+    Full attention, no mask. bf16 or fp16 on Hopper or newer; ModuleNotFoundError without the
+    package.
+    """
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    out, log_sum_exp, *_ = _flash_attn_fwd(query, key, value, return_lse=True)
+    return out, log_sum_exp
+
+
+@flash4.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    batch, rows, heads, _ = query.shape
+    out = query.new_empty((batch, rows, heads, value.shape[-1]))
+    return out, query.new_empty((batch, heads, rows), dtype=torch.float32)
+
+
+@torch.library.custom_op("cosmos::flash4_backward", mutates_args=())
+def flash4_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum_exp: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, contiguous; ``grad`` is like ``out``."""
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    gradients = _flash_attn_bwd(query, key, value, out, grad.contiguous(), log_sum_exp)
+    grad_query, grad_key, grad_value = (part.contiguous() for part in gradients[:3])
+    return grad_query, grad_key, grad_value
+
+
+@flash4_backward.register_fake
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum_exp: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_query, grad_key, grad_value = (part.new_empty(part.shape) for part in (query, key, value))
+    return grad_query, grad_key, grad_value
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return flash4_backward(grad, *ctx.saved_tensors)
+
+
+flash4.register_autograd(_backward, setup_context=_keep)
