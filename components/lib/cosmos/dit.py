@@ -204,6 +204,7 @@ def configure_blocks(
     ``selective`` checkpointing keeps attention outputs and recomputes the rest: attention is the
     largest part of a block's time and the smallest of what it saves. ``light`` also keeps the
     results of matrix products; ``full`` recomputes all. One word for all blocks, or one for each.
+    ``attention`` is what `components.lib.cosmos.attention.choose` makes of the wish on a device.
     Compiled blocks share one graph (``compiler`` is a torch.compile backend).
     """
     count = len(model.blocks)

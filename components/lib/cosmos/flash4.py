@@ -9,19 +9,24 @@ can follow. The package's two inner functions are used, which newer releases ext
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def installed() -> bool:
-    """Whether the package is there. Nothing is imported."""
+def usable() -> str | None:
+    """None when the package can be imported, else what is wrong with it. Takes seconds."""
     try:
-        return importlib.util.find_spec("flash_attn.cute.interface") is not None
-    except ModuleNotFoundError:
-        return False
+        importlib.import_module("flash_attn.cute.interface")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "flash_attn":
+            return "the package flash-attn-4 is not installed"
+        return f"flash-attn-4 needs the package {error.name}, which is not installed"
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"flash-attn-4 does not load: {error}"
+    return None
 
 
 @torch.library.custom_op("cosmos::flash4", mutates_args=())

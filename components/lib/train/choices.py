@@ -66,8 +66,13 @@ def _device_bytes(accelerator: str) -> float:
     return float(torch.cuda.get_device_properties(0).total_memory)
 
 
-def describe_choices(config: DiffusionConfig | TokenizerConfig, world: int, device: str) -> str:
-    """One line for the log: layout, precision, compilation, recomputation, attention."""
+def describe_choices(
+    config: DiffusionConfig | TokenizerConfig, world: int, device: str, attention: str = "auto"
+) -> str:
+    """One line for the log: layout, precision, compilation, recomputation, attention.
+
+    ``attention`` is what `components.lib.cosmos.attention.choose` made of the wish.
+    """
     trainer = config.trainer
     tp = trainer.strategy.tensor_model_parallel_size
     dp, replicas = world // max(tp, 1), trainer.strategy.data_parallel_replicas
@@ -83,7 +88,6 @@ def describe_choices(config: DiffusionConfig | TokenizerConfig, world: int, devi
     if isinstance(config, TokenizerConfig):
         mode = f" ({trainer.compile_mode})" if trainer.compile else ""
         return "; ".join([*words, f"encoder and decoder {compiled}{mode}, channels last"])
-    attention: str = trainer.attention
     if attention == "auto":
         attention = "PyTorch's own" if device == "cpu" else "cudnn, else flash"
     return "; ".join(

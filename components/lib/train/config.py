@@ -256,8 +256,9 @@ class TrainerConfig(Frozen):
     )
     attention: Literal["auto", "cudnn", "flash4", "flash", "efficient", "math"] = Field(
         default="auto",
-        description="Kernel of the DiT's attention on GPUs. auto: the first of cudnn, flash, "
-        "efficient, math that takes the shapes.",
+        description="Kernel of the DiT's attention on GPUs. auto: flash4 (FlashAttention-4, bf16, "
+        "on Hopper where its package is installed), else the first of cudnn, flash, efficient, "
+        "math that takes the shapes.",
     )
     ema_decay: float = Field(
         default=0.0,

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from components.lib.contract import UserError
+from components.lib.cosmos.attention import choose
 from components.lib.cosmos.dit import (
     DIT_PRESETS,
     DiT,
@@ -102,11 +103,12 @@ class DiffusionTask:
         self.name = _start_name(start) or f"cosmos-dit-{config.model.preset}"
         wanted = config.trainer.recompute
         self._plan_recompute = wanted == "auto"  # once the size of a batch is known
+        self._attention = choose(config.trainer.attention, layout.device)
         configure_blocks(
             self._dit,
             checkpointing="none" if wanted == "auto" else wanted,
             compile_blocks=config.trainer.compile,
-            attention=config.trainer.attention,
+            attention=self._attention,
         )
 
     @property
@@ -192,7 +194,7 @@ class DiffusionTask:
         dist.all_reduce(tightest, op=dist.ReduceOp.MIN)
         free, rows = float(tightest[0]), -float(tightest[1])
         plan = plan_recompute(self.dit.layers, rows * self.dit.hidden * 2, free, ranks)
-        configure_blocks(self._dit, checkpointing=plan, attention=self.config.trainer.attention)
+        configure_blocks(self._dit, checkpointing=plan, attention=self._attention)
         kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))
         if self.layout.is_main:
             log.info("recompute for %.1f GiB of free memory: %s", free / 2**30, kinds)

@@ -106,7 +106,8 @@ class Engine:
         """
         started = time.perf_counter()
         model = self.task.model
-        model.train()
+        if not model.training:  # setting it again would visit hundreds of modules
+            model.train()
         self.optimizer.zero_grad(set_to_none=True)
         lr = learning_rate(self.config.optim, self.step, self.config.trainer.max_steps)
         totals: dict[str, torch.Tensor] = {}
@@ -184,7 +185,6 @@ class Engine:
         self.copies.begin()
         for kind, name, value in self._held():
             parameter = self.parameters[name]
-            assert isinstance(parameter, DTensor)
             key = f"{kind}.{name}"
             local = self.copies.take(key, _local(value))
             views[key] = global_view(local, parameter, self.layout, self.task.shard_dim(name))

@@ -31,6 +31,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from components.lib.contract import UserError
 from components.lib.train.config import StrategyConfig, TrainerConfig
+from components.lib.train.whole import keep_whole
 
 ShardDim = Callable[[str], int | None]
 
@@ -157,8 +158,14 @@ def shard_model(
     """FSDP2 over each of ``units`` and then over the rest of the model, in place.
 
     ``shard_dim`` names the dimension that tensor parallelism splits, if any, by parameter name.
+    One process keeps a model whole that tensor parallelism never splits: they are the small ones,
+    for which FSDP is overhead (`components.lib.train.whole`).
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    bf16 = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
+    if layout.world == 1 and all(shard_dim(name) is None for name in names.values()):
+        keep_whole(model, bf16, methods=("encode",))
+        return
 
     everywhere = _over_all_ranks(layout) if layout.tp > 1 else None
 
@@ -179,9 +186,8 @@ def shard_model(
             )
         return Shard(1)
 
-    bf16 = trainer.precision == "bf16-mixed"
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None,
+        param_dtype=bf16,
         reduce_dtype=torch.float32 if bf16 else None,
         cast_forward_inputs=False,
     )
@@ -212,12 +218,16 @@ def _over_all_ranks(layout: Layout) -> Any:
     return ShardPlacementResult(Shard(0), info)
 
 
-def global_view(local: torch.Tensor, like: DTensor, layout: Layout, tp_dim: int | None) -> DTensor:
+def global_view(
+    local: torch.Tensor, like: torch.Tensor, layout: Layout, tp_dim: int | None
+) -> DTensor:
     """``local``, on the host, as this rank's block of the global tensor over the whole mesh.
 
-    ``like`` is the FSDP parameter whose shard ``local`` belongs to (a weight, a moment, an EMA).
+    ``like`` is the parameter whose shard ``local`` belongs to (a weight, a moment, an EMA), or
+    which one process holds whole.
     """
-    placements: tuple[Placement, ...] = (Replicate(), like.placements[-1])
+    sharded = like.placements[-1] if isinstance(like, DTensor) else Shard(0)
+    placements: tuple[Placement, ...] = (Replicate(), sharded)
     mesh = layout.host_flat_mesh
     shape = list(like.shape)
     if tp_dim is not None and layout.tp > 1:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from components.lib.cosmos.attention import choose
 from components.lib.train import EXIT_RESUME
 from components.lib.train.choices import describe_choices, resolve_layout
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
@@ -52,7 +53,8 @@ def train(config: DiffusionConfig | TokenizerConfig) -> int:
     if layout.is_main:
         cuda = layout.device.type == "cuda"
         device = torch.cuda.get_device_name(layout.device) if cuda else "cpu"
-        log.info("%s", describe_choices(config, layout.world, device))
+        attention = choose(config.trainer.attention, layout.device)
+        log.info("%s", describe_choices(config, layout.world, device, attention))
     store = open_store(config)
     loop = make_loop(config, layout)
     session = Session(config, build_engine(config, layout, store), store, loop.sinks)

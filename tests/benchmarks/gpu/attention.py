@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from components.lib.cosmos.attention import AttentionBackend, attend
-from components.lib.cosmos.flash4 import installed
+from components.lib.cosmos.flash4 import usable
 from tests.benchmarks.gpu.common import Row, header, milliseconds, peak_gib, relative_error, reset
 from tests.benchmarks.gpu.common import show as show_rows
 
@@ -85,7 +85,7 @@ def rows(backend: AttentionBackend, spent: dict[str, float]) -> Iterator[Row]:
 
 def main(kernels: list[str]) -> None:
     header()
-    if installed():
+    if usable() is None:
         print(f"flash-attn-4 {importlib.metadata.version('flash-attn-4')}")
     spent: dict[str, float] = {}
     for kernel in kernels:
@@ -95,5 +95,5 @@ def main(kernels: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    default = ["cudnn", *(["flash4"] if installed() else []), "flash"] if CUDA else ["auto"]
+    default = ["cudnn", *(["flash4"] if usable() is None else []), "flash"] if CUDA else ["auto"]
     main(sys.argv[1:] or default)

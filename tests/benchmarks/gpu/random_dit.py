@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from components.lib.cosmos.attention import AttentionBackend
+from components.lib.cosmos.attention import AttentionBackend, choose
 from components.lib.cosmos.dit import DIT_PRESETS, DiT, DiTConfig, configure_blocks
 from components.lib.cosmos.edm import edm_loss
 from components.lib.cosmos.model_folder import save_model_folder
@@ -105,8 +105,9 @@ def check_parity(device: str = "cuda", attention: AttentionBackend = "auto") -> 
     for place, dtype in (("cpu", torch.float32), (device, torch.bfloat16)):
         model = DiT(config, seed=1).to(place, dtype)
         if dtype is torch.bfloat16:
+            kernel = choose(attention, torch.device(place))
             configure_blocks(
-                model, checkpointing="selective", compile_blocks=True, attention=attention
+                model, checkpointing="selective", compile_blocks=True, attention=kernel
             )
         loss = edm_loss(
             model,

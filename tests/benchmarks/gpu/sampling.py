@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import torch
 
-from components.lib.cosmos.attention import AttentionBackend
+from components.lib.cosmos.attention import AttentionBackend, choose
 from components.lib.cosmos.channels_last import use_channels_last
 from components.lib.cosmos.dit import DIT_PRESETS, DiT, configure_blocks
 from components.lib.cosmos.flops import dit_forward_flops
@@ -100,7 +100,8 @@ def load_model(attention: AttentionBackend) -> DiT:
     for parameter in model.parameters():
         parameter.normal_(std=0.02)
     model.pos_embedder.seq.copy_(torch.arange(len(model.pos_embedder.seq)))
-    configure_blocks(model, compile_blocks=CUDA, attention=attention)
+    kernel = choose(attention, torch.device(DEVICE))
+    configure_blocks(model, compile_blocks=CUDA, attention=kernel)
     return model
 
 
@@ -112,15 +113,19 @@ def load_tokenizer() -> CosmosTokenizer:
 
 
 def check_parity(attention: AttentionBackend) -> str:
-    """A small latent after four steps, and its frames: this device in `DTYPE`, CPU in fp32."""
+    """A small latent after four steps, and its frames: this device in `DTYPE`, CPU in fp32.
+
+    Sampling adds rounding up, so the measure for the latent is what bf16 loses on the CPU.
+    """
     torch.manual_seed(0)
     config = DIT_PRESETS["tiny"].model_copy(update={"hidden": 512, "heads": 4, "ffn": 2048})
     words = torch.randn(1, 512, config.text_dim)
     weights, _, _ = initial_tokenizer(TOKENIZER_PRESETS["tiny-cv"], 0)
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for device, dtype in (("cpu", torch.float32), (DEVICE, DTYPE)):
+    latents, films = [], []
+    for device, dtype in (("cpu", torch.float32), ("cpu", torch.bfloat16), (DEVICE, DTYPE)):
         model = DiT(config, seed=1).to(device, dtype).requires_grad_(False)
-        configure_blocks(model, compile_blocks=device == "cuda", attention=attention)
+        kernel = choose(attention, torch.device(device))
+        configure_blocks(model, compile_blocks=device == "cuda", attention=kernel)
         steps = SamplingConfig(steps=4)
         with torch.no_grad():
             latent = sample_latent(model, words, None, (1, 16, 3, 16, 16), 24.0, steps)
@@ -128,17 +133,17 @@ def check_parity(attention: AttentionBackend) -> str:
         tokenizer.load_state_dict(weights)
         if device == "cuda":
             use_channels_last(tokenizer)
-        # Both decode the same latent, so that each error stands for itself.
-        latent = latent.cpu()
-        same = found[0][0] if found else latent
-        frames = decode_frames(tokenizer.to(device, dtype), same.to(device), 17)
-        found.append((latent, torch.from_numpy(frames).float()))
-    latent_error = relative_error(found[1][0], found[0][0])
-    frame_error = float((found[1][1] - found[0][1]).abs().mean())
-    assert latent_error < 5e-2, latent_error
+        latents.append(latent.cpu())
+        # All decode the same latent, so that each error stands for itself.
+        frames = decode_frames(tokenizer.to(device, dtype), latents[0].to(device), 17)
+        films.append(torch.from_numpy(frames).float())
+    bf16_error, latent_error = (relative_error(latent, latents[0]) for latent in latents[1:])
+    frame_error = float((films[2] - films[0]).abs().mean())
+    assert latent_error < 1.5 * bf16_error, (latent_error, bf16_error)
     assert frame_error < 3.0, frame_error
     return (
-        f"parity with the CPU in fp32: latent after 4 steps {latent_error:.1e}, "
+        f"parity with the CPU in fp32 (attention {attention}): latent after 4 steps "
+        f"{latent_error:.1e} (bf16 on the CPU {bf16_error:.1e}), "
         f"frames differ by {frame_error:.2f} of 255 in the mean"
     )
 

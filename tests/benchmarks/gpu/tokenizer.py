@@ -143,8 +143,10 @@ def trainer_step(
             engine.train_step()
         steps = [engine.train_step() for _ in range(count)]
         elapsed = statistics.median(step["step_seconds"] for step in steps) * 1e3
+        waited = statistics.median(step["data_wait_seconds"] for step in steps) * 1e3
         peak = peak_gib()
-        parts = spell(breakdown(engine.train_step))
+        print(f"{preset}, {name}: {elapsed:.1f} ms, {base / elapsed:.2f} x", flush=True)
+        parts = f"{spell(breakdown(engine.train_step))}, data wait {waited:.1f} ms"
     share = f"{base / elapsed:.2f} x"
     return Row(f"{preset} step, trainer {name}", f"{elapsed:.1f} ms", share, "eager", peak, parts)
 
@@ -224,6 +226,7 @@ NEAR = {"CV8x8x8": (2e-2, 1e-1), "DV8x16x16": (5e-2, 2e-1)}
 
 def check_train_step(preset: str, variants: list[str]) -> str:
     """Three small steps of the trainer's variants on the device against the CPU in fp32."""
+    reset()  # another tokenizer's graphs would be generalised to these sizes, which takes minutes
     clip = (9, 64)
     exact = {"precision": "32-true", "accelerator": "cpu"}
     wanted = first_steps(preset, exact, clip)
