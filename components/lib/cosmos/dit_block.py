@@ -24,7 +24,13 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from components.lib.cosmos.attention import ATTENTION_OPS, PRODUCT_OPS, AttentionBackend, attend
+from components.lib.cosmos.attention import (
+    ATTENTION_OPS,
+    PRODUCT_OPS,
+    AttentionBackend,
+    attend,
+    worth_keeping,
+)
 from components.lib.cosmos.dit_config import DiTConfig
 from components.lib.cosmos.parallel import ColumnLinear, RowLinear, TensorParallel
 from components.lib.cosmos.rope import rotate
@@ -194,7 +200,7 @@ class TransformerBlock(nn.Module):
         if self.checkpointing == "full":
             return checkpoint(self._work, *inputs, use_reentrant=False)
         kept = PRODUCT_OPS if self.checkpointing == "light" else ATTENTION_OPS
-        keep = partial(create_selective_checkpoint_contexts, kept)
+        keep = partial(create_selective_checkpoint_contexts, partial(worth_keeping, kept))
         return checkpoint(self._work, *inputs, use_reentrant=False, context_fn=keep)
 
     def _work(

@@ -248,6 +248,13 @@ class TrainerConfig(Frozen):
         "selective: also attention outputs. light: also the results of matrix products. none: all. "
         "auto: for each block the least recomputation that the GPU's memory allows.",
     )
+    recompute_memory: float = Field(
+        default=0.94,
+        gt=0,
+        le=1,
+        description="Part of the GPU's free memory that recompute=auto plans with; less when "
+        "something else needs memory there too.",
+    )
     compile: bool = Field(default=False, description="Compile each block with torch.compile.")
     compile_mode: Literal["default", "reduce-overhead"] = Field(
         default="default",

@@ -41,7 +41,7 @@ from components.lib.train.lora import (
 )
 from components.lib.train.lora import shard_dim as lora_shard_dim
 from components.lib.train.prompts import PromptSource
-from components.lib.train.recompute import free_after_state, plan_recompute
+from components.lib.train.recompute import block_gradient_bytes, free_after_state, plan_recompute
 from components.lib.train.task import Work
 
 log = logging.getLogger("cosmos.train")
@@ -193,7 +193,14 @@ class DiffusionTask:
         tightest = torch.tensor([free, -rows], dtype=torch.float64, device=self.layout.device)
         dist.all_reduce(tightest, op=dist.ReduceOp.MIN)
         free, rows = float(tightest[0]), -float(tightest[1])
-        plan = plan_recompute(self.dit.layers, rows * self.dit.hidden * 2, free, ranks)
+        plan = plan_recompute(
+            self.dit.layers,
+            rows * self.dit.hidden * 2,
+            free,
+            ranks,
+            usable=self.config.trainer.recompute_memory,
+            gradient_bytes=block_gradient_bytes(self.model),
+        )
         configure_blocks(self._dit, checkpointing=plan, attention=self._attention)
         kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))
         if self.layout.is_main:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
@@ -191,6 +192,7 @@ def shard_model(
         reduce_dtype=torch.float32 if bf16 else None,
         cast_forward_inputs=False,
     )
+    reduce_in_place = ReduceInPlace(layout.device) if layout.device.type == "cuda" else None
     for module in [*units, model]:
         fully_shard(
             module,
@@ -200,6 +202,51 @@ def shard_model(
             reshard_after_forward=trainer.strategy.reshard_after_forward
             if module is not model
             else False,
+        )
+        if reduce_in_place is not None:
+            # `set_custom_reduce_scatter` refuses modules with several groups, for communication
+            # that belongs to one of them; this belongs to none.
+            for group in module._get_fsdp_state()._fsdp_param_groups:  # type: ignore[operator]
+                group._reduce_scatter_comm = reduce_in_place
+
+
+class ReduceInPlace(ReduceScatter):
+    """FSDP's reduce-scatter, with its results in the memory that activations leave.
+
+    FSDP allocates the sharded gradients on its communication stream, and memory that one stream
+    has had is not given to another. So on top of the activations at their most, all gradients
+    needed memory of their own, and a GPU that was planned full ran out twice a step (14B on an
+    H200: 0.3 s of 8.6 s).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._compute = torch.cuda.current_stream(device)
+
+    def allocate(
+        self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """A buffer from the computing stream's memory, which the current stream may use at once.
+
+        FSDP has just made its stream wait for the computing one.
+        """
+        with torch.cuda.stream(self._compute):
+            buffer = torch.empty(*size, dtype=dtype, device=device)
+        current = torch.cuda.current_stream(device)
+        if current != self._compute:
+            buffer.record_stream(current)  # freed early when gradients are accumulated
+        return buffer
+
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> Any:
+        """The reduce-scatter itself."""
+        return dist.reduce_scatter_tensor(
+            output_tensor, input_tensor, op=op, group=group, async_op=async_op
         )
 
 

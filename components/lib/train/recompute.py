@@ -17,20 +17,19 @@ from torch.distributed.tensor import DTensor
 
 from components.lib.cosmos.dit_block import Checkpointing
 
-#: Activations that a block keeps, in units of rows x batch x hidden x 2 bytes. Counted from what
-#: autograd holds after a forward pass; ``none`` was 3 less than that on an H100.
-KEPT: dict[Checkpointing, float] = {"full": 1.0, "selective": 4.0, "light": 11.0, "none": 21.0}
+#: Activations that a block keeps, in units of rows x batch x hidden x 2 bytes: counted from what
+#: autograd holds after a forward pass, and for ``none`` from the peaks of 4 and 8 blocks on H200s.
+KEPT: dict[Checkpointing, float] = {"full": 1.1, "selective": 2.2, "light": 10.2, "none": 23.6}
 #: Gathered inputs that ``none`` keeps in each block: all rows instead of a rank's own.
 GATHERED = 3
-#: Units that are alive while one block runs backward, beyond what the others keep; then those that
-#: are gathered or wait to be scattered, which count as often as there are tensor-parallel ranks.
-WORKING = 21.0
+#: Units that are alive while one block runs backward, beyond what the others keep (7 in five
+#: peaks); then those that are gathered or wait to be scattered, which count as often as there are
+#: tensor-parallel ranks.
+WORKING = 8.0
 WORKING_GATHERED = 5.0
-#: Part of the free memory that is planned with; the rest is for fragmentation and libraries.
-USABLE = 0.92
-#: The same with sequence parallelism, whose collectives add buffers and blocks freed late: at 0.92
-#: the allocator of two H200s started over eight times, 0.6 s of a 7.7 s step.
-USABLE_GATHERED = 0.88
+#: Part of the free memory that is planned with for keeping elementwise results, which saves
+#: little: not worth an allocator that runs out and starts over.
+USABLE_FOR_NONE = 0.80
 LADDER: tuple[Checkpointing, ...] = ("full", "selective", "light", "none")
 
 
@@ -45,23 +44,38 @@ def working(sequence_ranks: int = 1) -> float:
 
 
 def plan_recompute(
-    blocks: int, unit_bytes: float, free_bytes: float, sequence_ranks: int = 1
+    blocks: int,
+    unit_bytes: float,
+    free_bytes: float,
+    sequence_ranks: int = 1,
+    *,
+    usable: float = 0.94,
+    gradient_bytes: float = 0.0,
 ) -> list[Checkpointing]:
     """The checkpointing of each block, the last blocks keeping the most.
 
     ``unit_bytes`` is the size of one activation on this rank; ``free_bytes`` what is left on the
-    device after weights, gradients and optimizer state. When even ``full`` does not fit, ``full``
-    is what comes back: the estimate is no reason to refuse.
+    device after weights and optimizer state, of which the part ``usable`` is planned with;
+    ``gradient_bytes`` a block's gradients on this rank, which take the place of its activations.
+    When even ``full`` does not fit, ``full`` is what comes back: the estimate is no reason to
+    refuse.
     """
-    usable = free_bytes * (USABLE if sequence_ranks == 1 else USABLE_GATHERED)
-    budget = usable / unit_bytes - working(sequence_ranks) - blocks * KEPT[LADDER[0]]
+
+    def needed(mode: Checkpointing) -> float:
+        return max(kept(mode, sequence_ranks), gradient_bytes / unit_bytes)
+
     plan = [LADDER[0]] * blocks
+    spent = working(sequence_ranks) + blocks * needed(LADDER[0])
     for lower, upper in pairwise(LADDER):
-        more = kept(upper, sequence_ranks) - kept(lower, sequence_ranks)
-        fitting = max(0, min(blocks, int(budget // more)))
+        part = min(usable, USABLE_FOR_NONE) if upper == "none" else usable
+        budget = free_bytes * part / unit_bytes - spent
+        more = needed(upper) - needed(lower)
+        fitting = int(max(0.0, min(blocks, budget // more if more > 0 else blocks)))
+        if budget < 0:
+            break
         for index in range(blocks - fitting, blocks):
             plan[index] = upper
-        budget -= fitting * more
+        spent += fitting * more
         if fitting < blocks:
             break
     return plan
@@ -70,8 +84,9 @@ def plan_recompute(
 def free_after_state(model: nn.Module, *, ema: bool) -> float:
     """Bytes of this CUDA device that weights, Adam's moments and EMA will leave.
 
-    Gradients are left out: they grow during the backward pass while activations go. Computed from
-    the sharded parameters, so it is the same before and after the first step.
+    Gradients are left out: they grow during the backward pass while activations go, out of the
+    same memory (`layout.ReduceInPlace`). Computed from the sharded parameters, so it is the same
+    before and after the first step.
     """
     state = 0.0
     largest = 0
@@ -84,3 +99,18 @@ def free_after_state(model: nn.Module, *, ema: bool) -> float:
     gathered = 3 * largest * 2  # bf16 weights of the block at work and of the next, one gradient
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return total - state - gathered
+
+
+def block_gradient_bytes(model: nn.Module) -> float:
+    """Bytes of the fp32 gradients of the largest block on this rank."""
+    blocks = model.get_submodule("blocks").children()
+    return max(
+        float(
+            sum(
+                (p.to_local() if isinstance(p, DTensor) else p).numel() * 4
+                for p in block.parameters()
+                if p.requires_grad
+            )
+        )
+        for block in blocks
+    )

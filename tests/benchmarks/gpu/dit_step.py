@@ -24,7 +24,7 @@ from components.lib.cosmos.flops import dit_forward_flops
 from components.lib.cosmos.shapes import dit_shapes, parameter_count
 from components.lib.train.config import DiffusionConfig
 from components.lib.train.layout import stop_processes
-from components.lib.train.recompute import KEPT, USABLE, WORKING
+from components.lib.train.recompute import KEPT, WORKING
 from tests.benchmarks.gpu.common import (
     PEAK_BF16,
     Row,
@@ -47,7 +47,10 @@ from tests.benchmarks.gpu.random_dit import (
     tokens_of,
 )
 
-TRAINED_BYTES = 16  # fp32 weight, gradient and both moments of a parameter
+STATE_BYTES = 12  # fp32 weight and both moments of a parameter
+GRADIENT_BYTES = 4
+GATHERED_BYTES = 6  # bf16 weights of the layer at work and of the next, one gradient
+USABLE = 0.92
 
 
 def parse_case(case: str) -> tuple[DiTConfig, DiffusionConfig]:
@@ -72,8 +75,10 @@ def fitting_layers(geometry: DiTConfig, tokens: int = 56_320, total_bytes: float
         parameter_count(dit_shapes(geometry.model_copy(update={"layers": n}))) for n in (1, 2)
     )
     unit = tokens * geometry.hidden * 2
-    fixed = TRAINED_BYTES * (2 * one - two) + WORKING * unit
-    each = TRAINED_BYTES * (two - one) + KEPT["selective"] * unit
+    layer, beside = two - one, 2 * one - two
+    # A layer's gradients come when its activations go; see `plan_recompute`.
+    each = STATE_BYTES * layer + max(GRADIENT_BYTES * layer, KEPT["selective"] * unit)
+    fixed = (STATE_BYTES + GRADIENT_BYTES) * beside + GATHERED_BYTES * layer + WORKING * unit
     return max(1, min(geometry.layers, int((USABLE * total_bytes - fixed) // each)))
 
 

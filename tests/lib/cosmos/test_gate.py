@@ -79,9 +79,9 @@ def kept(mode: Checkpointing) -> float:
 @pytest.mark.parametrize("mode", ["full", "selective", "light"])
 def test_a_block_keeps_what_the_plan_counts_with(mode: Checkpointing) -> None:
     # of attention each backend keeps a little more of its own, the softmax's sums
-    assert KEPT[mode] - 1.5 < kept(mode) <= KEPT[mode] + 0.5
+    assert KEPT[mode] - 0.2 < kept(mode) <= KEPT[mode]
 
 
 def test_no_product_is_kept_for_the_gate() -> None:
-    # q, k, v, attention; q, attention; the wide layer's 4: and the input
-    assert kept("light") == pytest.approx(11, abs=0.5)
+    # q, k, v, attention; q of the text's attention; the wide layer's 4: and the input
+    assert kept("light") == pytest.approx(10, abs=0.5)
