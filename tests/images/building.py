@@ -91,7 +91,7 @@ def _build(name: str, tag: str, links: str | None) -> str:
     index = "" if links else CPU_INDEX
     arguments = f"--network host --build-arg BASE={BASE} --build-arg PIP_EXTRA_INDEX_URL={index}"
     if name == "preprocess":
-        arguments += " --build-arg COMPILER="
+        arguments += " --build-arg COMPILER= --build-arg KERNELS="
     if links:
         arguments += f" --build-arg PIP_FIND_LINKS={links}"
     env = {**os.environ, "TAG": tag, "BUILD_ARGS": arguments, "DOCKER_BUILDKIT": "0"}

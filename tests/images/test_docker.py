@@ -101,6 +101,16 @@ def test_an_image_can_start_its_stages(built: dict[str, str], name: str) -> None
     run(built[name], "python", "-c", code)
 
 
+@pytest.mark.timeout(3600)
+def test_the_training_image_has_the_kernels_for_gpus(built: dict[str, str]) -> None:
+    """All that its CPU build lacks is what a CUDA build of torch brings."""
+    code = "from components.lib.cosmos.flash4 import usable; print(usable())"
+    assert run(built["train"], "python", "-c", code).strip() in (
+        "flash-attn-4 needs the package triton, which is not installed",
+        "flash-attn-4 needs the package cuda, which is not installed",
+    )
+
+
 @pytest.fixture
 def uploaded(store: ObjectStore, storage_root: str, tmp_path: Path, clips: Any) -> dict[str, str]:
     """Clips and tiny checkpoints in the store: name -> s3:// prefix."""

@@ -19,8 +19,8 @@ CARRIED = {
     "httpx2": "huggingface_hub",
 }
 
-# Used only when somebody installs them, with an error that says so.
-OPTIONAL = {"numcodecs"}
+# Used where they are installed: with an error that says so, or in place of something slower.
+OPTIONAL = {"numcodecs", "flash_attn"}
 
 
 def normalised(name: str) -> str:
@@ -112,6 +112,16 @@ def test_everything_is_pinned_by_the_lock(image: str) -> None:
     lock = (ROOT / "requirements" / "lock.txt").read_text().splitlines()
     pinned = {normalised(line.split("==")[0]) for line in lock if "==" in line}
     assert required(image) <= pinned
+
+
+def test_the_kernels_are_pinned_and_none_is_of_the_lock() -> None:
+    """They are installed without dependencies, so nothing else may decide on versions."""
+    lines = (ROOT / "requirements" / "kernels.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
+    lock = (ROOT / "requirements" / "lock.txt").read_text().splitlines()
+    locked = {normalised(line.split("==")[0]) for line in lock if "==" in line}
+    assert not {pin.split("==")[0] for pin in pins} & locked
 
 
 @pytest.mark.parametrize("image", IMAGES)

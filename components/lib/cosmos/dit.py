@@ -197,14 +197,15 @@ def configure_blocks(
     checkpointing: Checkpointing | Sequence[Checkpointing] = "none",
     compile_blocks: bool = False,
     compiler: str | Callable[..., Any] = "inductor",
-    attention: AttentionBackend = "auto",
+    attention: AttentionBackend | None = None,
 ) -> None:
     """Set how the blocks run. Call before training; FSDP may wrap the blocks before or after.
 
     ``selective`` checkpointing keeps attention outputs and recomputes the rest: attention is the
     largest part of a block's time and the smallest of what it saves. ``light`` also keeps the
     results of matrix products; ``full`` recomputes all. One word for all blocks, or one for each.
-    ``attention`` is what `components.lib.cosmos.attention.choose` makes of the wish on a device.
+    ``attention`` is what `components.lib.cosmos.attention.choose` makes of the wish on a device;
+    None leaves it.
     Compiled blocks share one graph (``compiler`` is a torch.compile backend).
     """
     count = len(model.blocks)
@@ -213,7 +214,7 @@ def configure_blocks(
         assert isinstance(block, TransformerBlock)
         block.checkpointing = kind
         for module in block.modules():
-            if isinstance(module, Attention):
+            if attention is not None and isinstance(module, Attention):
                 module.backend = attention
         if compile_blocks:
             block.compile_run(compiler)

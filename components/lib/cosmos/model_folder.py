@@ -287,17 +287,20 @@ def load_weights(
 def load_dit(
     folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> DiT:
-    """The diffusion transformer of a canonical folder, in eval mode.
+    """The diffusion transformer of a canonical folder, in eval mode, with the device's attention.
 
     ``dtype`` None keeps the dtype of the file. Raises UserError for a folder of another family
     and for keys that do not match.
     """
-    from components.lib.cosmos.dit import DiT, DiTConfig
+    from components.lib.cosmos.attention import choose
+    from components.lib.cosmos.dit import DiT, DiTConfig, configure_blocks
 
     model_config = _expect(folder, "dit")
     model = DiT(_parse(DiTConfig, model_config, folder), seed=None)
     load_weights(model, folder, dtype)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    configure_blocks(model, attention=choose("auto", next(model.parameters()).device))
+    return model
 
 
 def load_tokenizer(

@@ -61,8 +61,8 @@ def inputs() -> list[Tensor]:
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    moved = (part.transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(*moved).transpose(1, 2)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
