@@ -22,12 +22,14 @@ from components.lib.cosmos.tokenizer_config import TokenizerConfig
 #: Parameters, gradients, master weights and both Adam moments: fp32 shards, or bf16 with fp32.
 STATE_BYTES = 16
 _BF16 = 2
-#: What a block keeps for its backward pass besides attention outputs, and what is alive while one
-#: block runs backward, in activations of tokens x hidden in bf16: seen with compiled blocks on an
-#: H100. An eager run needs a little less at work and keeps a little more.
-_KEPT = {"full": 1.0, "selective": 1.0, "light": 9.0, "none": 21.0}
-_ATTENTION_OUTPUTS = 2.0
-_WORKING = 24.0
+#: What a block keeps for its backward pass, in activations of tokens x hidden in bf16: counted from
+#: what autograd holds for a compiled block, and for ``none`` from the peaks of 4 and 8 blocks on
+#: H200s. An eager run keeps a little more.
+KEPT = {"full": 1.1, "selective": 2.2, "light": 10.2, "none": 23.6}
+#: Of these the attention outputs, which tensor parallelism cuts by heads.
+_ATTENTION_OUTPUTS = {"full": 0.0, "selective": 1.0, "light": 1.0, "none": 2.0}
+#: What is alive while one block runs backward, beyond that: 7 in five peaks.
+WORKING = 8.0
 
 
 class Layout(Frozen):
@@ -82,10 +84,9 @@ def dit_memory(config: DiTConfig, tokens: int, layout: Layout) -> Memory:
         state += 2 * _BF16 * block / layout.tp  # the block at work and the next, gathered
     one = tokens * config.hidden * _BF16 * layout.batch_per_group
     rows = layout.tp if layout.sequence_parallel else 1
-    kept = _KEPT[layout.checkpointing] / rows
-    if layout.checkpointing != "full":
-        kept += _ATTENTION_OUTPUTS / layout.tp  # heads are cut whether or not tokens are
-    activations = one * (config.layers * kept + _WORKING / rows)
+    by_heads = _ATTENTION_OUTPUTS[layout.checkpointing]
+    kept = (KEPT[layout.checkpointing] - by_heads) / rows + by_heads / layout.tp
+    activations = one * (config.layers * kept + WORKING / rows)
     return Memory(state=int(state), activations=int(activations))
 
 

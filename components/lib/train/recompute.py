@@ -16,16 +16,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from components.lib.cosmos.dit_block import Checkpointing
+from components.lib.cosmos.flops import KEPT, WORKING
 
-#: Activations that a block keeps, in units of rows x batch x hidden x 2 bytes: counted from what
-#: autograd holds after a forward pass, and for ``none`` from the peaks of 4 and 8 blocks on H200s.
-KEPT: dict[Checkpointing, float] = {"full": 1.1, "selective": 2.2, "light": 10.2, "none": 23.6}
 #: Gathered inputs that ``none`` keeps in each block: all rows instead of a rank's own.
 GATHERED = 3
-#: Units that are alive while one block runs backward, beyond what the others keep (7 in five
-#: peaks); then those that are gathered or wait to be scattered, which count as often as there are
-#: tensor-parallel ranks.
-WORKING = 8.0
+#: Units that are gathered or wait to be scattered while one block runs backward, which count as
+#: often as there are tensor-parallel ranks.
 WORKING_GATHERED = 5.0
 #: Part of the free memory that is planned with for keeping elementwise results, which saves
 #: little: not worth an allocator that runs out and starts over.

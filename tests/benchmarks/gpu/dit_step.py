@@ -20,11 +20,10 @@ from typing import Any
 import torch
 
 from components.lib.cosmos.dit import DiTConfig
-from components.lib.cosmos.flops import dit_forward_flops
+from components.lib.cosmos.flops import KEPT, WORKING, dit_forward_flops
 from components.lib.cosmos.shapes import dit_shapes, parameter_count
 from components.lib.train.config import DiffusionConfig
 from components.lib.train.layout import stop_processes
-from components.lib.train.recompute import KEPT, WORKING
 from tests.benchmarks.gpu.common import (
     PEAK_BF16,
     Row,

@@ -10,8 +10,8 @@ import torch
 from components.lib.cosmos.dit import DiT, configure_blocks
 from components.lib.cosmos.dit_block import Checkpointing, TransformerBlock
 from components.lib.cosmos.dit_config import DIT_PRESETS
+from components.lib.cosmos.flops import KEPT
 from components.lib.cosmos.parallel import gated_linear
-from components.lib.train.recompute import KEPT
 
 CONFIG = DIT_PRESETS["7B"].model_copy(
     update={
