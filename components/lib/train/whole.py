@@ -74,9 +74,6 @@ def keep_whole(model: nn.Module, dtype: torch.dtype | None, methods: tuple[str, 
         return
     weights = LentWeights(model, dtype)
 
-    def before(*_: Any) -> None:
-        weights.lend()
-
     def after(_: nn.Module, __: Any, output: Tensor | None) -> None:
         if output is None or not output.requires_grad:  # None: the pass raised an error
             weights.take_back()
@@ -85,7 +82,7 @@ def keep_whole(model: nn.Module, dtype: torch.dtype | None, methods: tuple[str, 
         engine = Variable._execution_engine
         output.register_hook(lambda _: engine.queue_callback(weights.take_back))
 
-    model.register_forward_pre_hook(before)
+    model.register_forward_pre_hook(lambda *_: weights.lend())
     model.register_forward_hook(after, always_call=True)
     for name in methods:
         setattr(model, name, _lending(weights, getattr(model, name)))

@@ -57,11 +57,11 @@ def test_without_the_package_auto_goes_on_and_flash4_says_what_is_missing(
 
 
 def test_a_package_that_does_not_load_is_no_reason_to_stop(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fails(name: str) -> None:
         raise ImportError("libcute_dsl_runtime.so: cannot open shared object file")
 
     monkeypatch.setattr("importlib.import_module", fails)
-    assert usable() is not None and "cannot open shared object file" in str(usable())
+    assert "cannot open shared object file" in (usable() or "")
     assert choose("auto", GPU) == "auto"
