@@ -23,7 +23,7 @@ from components.lib.train.batches import Batch, shared_batch
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
 from components.lib.train.gradients import clip, complete_partial_gradients, global_norm
 from components.lib.train.guard import LossGuard
-from components.lib.train.layout import Layout, global_view
+from components.lib.train.layout import Layout, global_view, local_part
 from components.lib.train.loader import Loader
 from components.lib.train.order import SampleOrder, numbers_of
 from components.lib.train.schedule import learning_rate
@@ -161,7 +161,7 @@ class Engine:
         decay = self.config.trainer.ema_decay
         with torch.no_grad():
             for name, average in self.ema.items():
-                _local(average).lerp_(_local(self.parameters[name]), 1 - decay)
+                local_part(average).lerp_(local_part(self.parameters[name]), 1 - decay)
 
     def _memory_gib(self) -> float:
         if self.layout.device.type == "cuda":
@@ -186,7 +186,7 @@ class Engine:
         for kind, name, value in self._held():
             parameter = self.parameters[name]
             key = f"{kind}.{name}"
-            local = self.copies.take(key, _local(value))
+            local = self.copies.take(key, local_part(value))
             views[key] = global_view(local, parameter, self.layout, self.task.shard_dim(name))
         self.copies.end()
         return views
@@ -194,7 +194,7 @@ class Engine:
     def prepare_saves(self) -> None:
         """Allocate the host buffers of checkpoints, which on a GPU takes seconds, before a step."""
         for kind, name, value in self._held():
-            self.copies.prepare(f"{kind}.{name}", _local(value))
+            self.copies.prepare(f"{kind}.{name}", local_part(value))
 
     def _held(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """(kind, name, tensor) of everything that a checkpoint holds."""
@@ -210,7 +210,7 @@ class Engine:
         """Take over what a checkpoint load has filled in (the inverse of `tensors`)."""
         with torch.no_grad():
             for kind, name, value in self._held():
-                _local(value).copy_(_local(views[f"{kind}.{name}"]))
+                local_part(value).copy_(local_part(views[f"{kind}.{name}"]))
 
     def _moments(self, parameter: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor]:
         state = self.optimizer.state[parameter]
@@ -225,7 +225,7 @@ class Engine:
     def state_bytes(self) -> int:
         """Bytes of weights, moments and moving average that this rank holds."""
         copies = 3 + bool(self.ema)
-        return sum(_local(p).nbytes * copies for p in self.parameters.values())
+        return sum(local_part(p).nbytes * copies for p in self.parameters.values())
 
     def reshard(self) -> None:
         """Drop gathered weights, which a forward pass without backward leaves behind."""
@@ -251,10 +251,6 @@ class Engine:
         for parameter in self.parameters.values():
             self._moments(parameter)
             self.optimizer.state[parameter]["step"].fill_(float(self.step))
-
-
-def _local(value: torch.Tensor) -> torch.Tensor:
-    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _micro_steps(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> int:

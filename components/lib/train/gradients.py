@@ -13,15 +13,13 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from components.lib.train.layout import Layout
+from components.lib.train.layout import Layout, local_part
 
 
 def local_grad(parameter: nn.Parameter) -> torch.Tensor | None:
     """This rank's shard of the gradient."""
-    grad = parameter.grad
-    return grad.to_local() if isinstance(grad, DTensor) else grad
+    return None if parameter.grad is None else local_part(parameter.grad)
 
 
 def complete_partial_gradients(

@@ -14,6 +14,7 @@ from torch import nn
 
 from components.lib.contract import UserError
 from components.lib.train.gradients import local_grad
+from components.lib.train.layout import local_part
 
 WARM_UP = 20
 _DECAY = 0.95
@@ -68,7 +69,7 @@ def _culprits(parameters: Mapping[str, nn.Parameter]) -> str:
     """Names of the first parameters whose weights or gradients are not finite."""
     bad_weights, bad_grads = [], []
     for name, parameter in parameters.items():
-        weight = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        weight = local_part(parameter)
         if not bool(torch.isfinite(weight).all()):
             bad_weights.append(name)
         grad = local_grad(parameter)

@@ -265,6 +265,11 @@ def _over_all_ranks(layout: Layout) -> Any:
     return ShardPlacementResult(Shard(0), info)
 
 
+def local_part(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor; any other tensor itself."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def global_view(
     local: torch.Tensor, like: torch.Tensor, layout: Layout, tp_dim: int | None
 ) -> DTensor:

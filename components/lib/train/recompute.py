@@ -13,10 +13,10 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from components.lib.cosmos.dit_block import Checkpointing
 from components.lib.cosmos.flops import KEPT, WORKING
+from components.lib.train.layout import local_part
 
 #: Gathered inputs that ``none`` keeps in each block: all rows instead of a rank's own.
 GATHERED = 3
@@ -65,10 +65,10 @@ def plan_recompute(
     for lower, upper in pairwise(LADDER):
         part = min(usable, USABLE_FOR_NONE) if upper == "none" else usable
         budget = free_bytes * part / unit_bytes - spent
-        more = needed(upper) - needed(lower)
-        fitting = int(max(0.0, min(blocks, budget // more if more > 0 else blocks)))
         if budget < 0:
             break
+        more = needed(upper) - needed(lower)
+        fitting = int(min(blocks, budget // more)) if more > 0 else blocks
         for index in range(blocks - fitting, blocks):
             plan[index] = upper
         spent += fitting * more
@@ -87,7 +87,7 @@ def free_after_state(model: nn.Module, *, ema: bool) -> float:
     state = 0.0
     largest = 0
     for parameter in model.parameters():
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        local = local_part(parameter)
         copies = (3 + ema) if parameter.requires_grad else 1
         state += local.numel() * local.element_size() * copies
     for block in model.get_submodule("blocks").children():
@@ -99,14 +99,7 @@ def free_after_state(model: nn.Module, *, ema: bool) -> float:
 
 def block_gradient_bytes(model: nn.Module) -> float:
     """Bytes of the fp32 gradients of the largest block on this rank."""
-    blocks = model.get_submodule("blocks").children()
     return max(
-        float(
-            sum(
-                (p.to_local() if isinstance(p, DTensor) else p).numel() * 4
-                for p in block.parameters()
-                if p.requires_grad
-            )
-        )
-        for block in blocks
+        sum(4.0 * local_part(p).numel() for p in block.parameters() if p.requires_grad)
+        for block in model.get_submodule("blocks").children()
     )

@@ -53,7 +53,9 @@ def train(config: DiffusionConfig | TokenizerConfig) -> int:
     if layout.is_main:
         cuda = layout.device.type == "cuda"
         device = torch.cuda.get_device_name(layout.device) if cuda else "cpu"
-        attention = choose(config.trainer.attention, layout.device)
+        attention: str = "auto"
+        if isinstance(config, DiffusionConfig):  # looking for kernels takes seconds
+            attention = choose(config.trainer.attention, layout.device)
         log.info("%s", describe_choices(config, layout.world, device, attention))
     store = open_store(config)
     loop = make_loop(config, layout)

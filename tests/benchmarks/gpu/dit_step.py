@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from components.lib.cosmos.dit import DiTConfig
-from components.lib.cosmos.flops import KEPT, WORKING, dit_forward_flops
+from components.lib.cosmos.flops import KEPT, STATE_BYTES, WORKING, dit_forward_flops
 from components.lib.cosmos.shapes import dit_shapes, parameter_count
 from components.lib.train.config import DiffusionConfig
 from components.lib.train.layout import stop_processes
@@ -46,7 +46,6 @@ from tests.benchmarks.gpu.random_dit import (
     tokens_of,
 )
 
-STATE_BYTES = 12  # fp32 weight and both moments of a parameter
 GRADIENT_BYTES = 4
 GATHERED_BYTES = 6  # bf16 weights of the layer at work and of the next, one gradient
 USABLE = 0.92
@@ -76,8 +75,9 @@ def fitting_layers(geometry: DiTConfig, tokens: int = 56_320, total_bytes: float
     unit = tokens * geometry.hidden * 2
     layer, beside = two - one, 2 * one - two
     # A layer's gradients come when its activations go; see `plan_recompute`.
-    each = STATE_BYTES * layer + max(GRADIENT_BYTES * layer, KEPT["selective"] * unit)
-    fixed = (STATE_BYTES + GRADIENT_BYTES) * beside + GATHERED_BYTES * layer + WORKING * unit
+    gradients = GRADIENT_BYTES * layer
+    each = STATE_BYTES * layer - gradients + max(gradients, KEPT["selective"] * unit)
+    fixed = STATE_BYTES * beside + GATHERED_BYTES * layer + WORKING * unit
     return max(1, min(geometry.layers, int((USABLE * total_bytes - fixed) // each)))
 
 

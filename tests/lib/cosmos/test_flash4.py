@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from components.lib.cosmos.attention import ATTENTION_OPS
+from components.lib.cosmos.attention import ATTENTION_OPS, worth_keeping
 from components.lib.cosmos.flash4 import flash4
 
 calls: list[str] = []
@@ -84,7 +84,8 @@ def test_selective_checkpointing_does_not_attend_again() -> None:
     def part(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return flash4(query.cos(), key, value)[0].sin()
 
-    keep = partial(create_selective_checkpoint_contexts, ATTENTION_OPS)
+    policy = partial(worth_keeping, ATTENTION_OPS)
+    keep = partial(create_selective_checkpoint_contexts, policy)
     checkpoint(part, *inputs(), use_reentrant=False, context_fn=keep).sum().backward()
     assert calls == ["forward"]
     checkpoint(part, *inputs(), use_reentrant=False).sum().backward()
