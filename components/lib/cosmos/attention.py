@@ -49,6 +49,9 @@ ATTENTION_OPS = [
     torch.ops.cosmos.flash4.default,
 ]
 
+#: Of FlashAttention-4 on Hopper.
+LARGEST_HEAD = 256
+
 #: What ``light`` checkpointing keeps: only elementwise work is done again. Not ``bmm``, with which
 #: each part of a block ends (`gated_linear`): nothing in the backward pass asks for its result.
 PRODUCT_OPS = [
@@ -63,22 +66,28 @@ def worth_keeping(
 ) -> CheckpointPolicy:
     """Selective checkpointing's policy: keep what the operators in ``kept`` return.
 
-    But for attention to a short text, which costs a hundredth of attention to the video for a
-    result of the same size: in its place a matrix product or two can be kept, each four times as
-    dear.
+    But for what costs little for a result of that size. Attention to a short text costs a hundredth
+    of attention to the video: in its place a matrix product or two can be kept, each four times as
+    dear. A low-rank update's last product costs no more than writing it; kept, it would double what
+    ``light`` holds.
     """
     if op not in kept:
         return CheckpointPolicy.PREFER_RECOMPUTE
-    if op in ATTENTION_OPS and inputs[1].numel() * 16 <= inputs[0].numel():
-        return CheckpointPolicy.PREFER_RECOMPUTE
-    return CheckpointPolicy.MUST_SAVE
+    if op in ATTENTION_OPS:
+        cheap = inputs[1].numel() * 16 <= inputs[0].numel()
+    else:
+        inner, outer = inputs[-1].shape
+        cheap = inner * 16 <= outer
+    return CheckpointPolicy.PREFER_RECOMPUTE if cheap else CheckpointPolicy.MUST_SAVE
 
 
-def choose(backend: AttentionBackend, device: torch.device) -> AttentionBackend:
+def choose(backend: AttentionBackend, device: torch.device, head_dim: int) -> AttentionBackend:
     """What ``backend`` means on this device. UserError for a flash4 that cannot run there."""
     if device.type != "cuda" or backend not in ("auto", "flash4"):
         return backend
     problem = _flash4_problem(device)
+    if problem is None and (head_dim % 8 or head_dim > LARGEST_HEAD):
+        problem = f"heads of {head_dim}, where it takes multiples of 8 up to {LARGEST_HEAD}"
     if problem is None:
         return "flash4"
     if backend == "flash4":

@@ -10,6 +10,7 @@ and activations, without the allocator's slack.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -109,6 +110,7 @@ def tokenizer_flops(
     return totals["encoder"], totals["decoder"]
 
 
+@lru_cache
 def video_flops(config: TokenizerConfig, frames: int, height: int, width: int) -> tuple[int, int]:
     """(encode, decode) operations of a video of any length: the sum of its windows, the last one
     padded to 8j + 1 frames."""

@@ -299,7 +299,8 @@ def load_dit(
     model = DiT(_parse(DiTConfig, model_config, folder), seed=None)
     load_weights(model, folder, dtype)
     model = model.to(device).eval()
-    configure_blocks(model, attention=choose("auto", next(model.parameters()).device))
+    where = next(model.parameters()).device
+    configure_blocks(model, attention=choose("auto", where, model.config.head_dim))
     return model
 
 

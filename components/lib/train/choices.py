@@ -13,7 +13,12 @@ import os
 from typing import TypeVar
 
 from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
-from components.lib.train.config import DiffusionConfig, TokenizerConfig, TrainConfigBase
+from components.lib.train.config import (
+    DiffusionConfig,
+    TokenizerConfig,
+    TrainConfigBase,
+    TrainerConfig,
+)
 
 GUIDE_TP = 8
 #: Part of a GPU's memory that the estimate may take, as in `recompute`.
@@ -66,6 +71,17 @@ def _device_bytes(accelerator: str) -> float:
     return float(torch.cuda.get_device_properties(0).total_memory)
 
 
+def compile_mode(trainer: TrainerConfig, world: int, device: str) -> str:
+    """torch.compile's mode for a tokenizer, whose kernels are shorter than launching them.
+
+    CUDA graphs on one GPU. Over several FSDP gathers weights to changing addresses, and each change
+    would record a graph again.
+    """
+    if trainer.compile_mode != "auto":
+        return trainer.compile_mode
+    return "reduce-overhead" if world == 1 and device != "cpu" else "default"
+
+
 def describe_choices(
     config: DiffusionConfig | TokenizerConfig, world: int, device: str, attention: str = "auto"
 ) -> str:
@@ -86,7 +102,7 @@ def describe_choices(
     words = [f"{world} x {device}: {', '.join(layout)}", trainer.precision]
     compiled = "compiled" if trainer.compile else "not compiled"
     if isinstance(config, TokenizerConfig):
-        mode = f" ({trainer.compile_mode})" if trainer.compile else ""
+        mode = f" ({compile_mode(trainer, world, device)})" if trainer.compile else ""
         return "; ".join([*words, f"encoder and decoder {compiled}{mode}, channels last"])
     if attention == "auto":
         attention = "PyTorch's own" if device == "cpu" else "cudnn, else flash"

@@ -256,10 +256,17 @@ class TrainerConfig(Frozen):
         "something else needs memory there too.",
     )
     compile: bool = Field(default=False, description="Compile each block with torch.compile.")
-    compile_mode: Literal["default", "reduce-overhead"] = Field(
-        default="default",
+    optimizer_state: Literal["auto", "gpu", "host"] = Field(
+        default="auto",
+        description="Where Adam's moments and the moving average are during forward and backward "
+        "pass, while activations need the GPU's memory. The optimizer's step is on the GPU and "
+        "computes the same either way. auto: on the host if recompute=auto would otherwise repeat "
+        "matrix products and the host has the memory.",
+    )
+    compile_mode: Literal["auto", "default", "reduce-overhead"] = Field(
+        default="auto",
         description="Of the tokenizers' compiled networks: reduce-overhead replays their kernels "
-        "as CUDA graphs, for small clips whose kernels are shorter than launching them.",
+        "as CUDA graphs, which are shorter than launching them. auto: so on one GPU.",
     )
     attention: Literal["auto", "cudnn", "flash4", "flash", "efficient", "math"] = Field(
         default="auto",

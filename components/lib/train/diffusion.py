@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from components.lib.contract import UserError
-from components.lib.cosmos.attention import choose
+from components.lib.cosmos.attention import AttentionBackend, choose
 from components.lib.cosmos.dit import (
     DIT_PRESETS,
     DiT,
@@ -41,10 +41,13 @@ from components.lib.train.lora import (
 )
 from components.lib.train.lora import shard_dim as lora_shard_dim
 from components.lib.train.prompts import PromptSource
-from components.lib.train.recompute import block_gradient_bytes, free_after_state, plan_recompute
+from components.lib.train.recompute import block_gradient_bytes, free_after_state, plan_waiting
 from components.lib.train.task import Work
+from components.lib.train.waiting import host_bytes_left
 
 log = logging.getLogger("cosmos.train")
+#: Host memory that each rank leaves for decoded data and the writing of checkpoints.
+HOST_RESERVE = 24 * 2**30
 LATENT_SUFFIX, EMBEDDING_SUFFIX, INFO_SUFFIX = (
     "video_latent.pth",
     "t5_text_embeddings.pth",
@@ -101,14 +104,15 @@ class DiffusionTask:
             if p.requires_grad
         )
         self.name = _start_name(start) or f"cosmos-dit-{config.model.preset}"
-        wanted = config.trainer.recompute
-        self._plan_recompute = wanted == "auto"  # once the size of a batch is known
-        self._attention = choose(config.trainer.attention, layout.device)
+        wanted = config.trainer.recompute  # auto: chosen once the size of a batch is known
+        self.attention: AttentionBackend = choose(
+            config.trainer.attention, layout.device, self.dit.head_dim
+        )
         configure_blocks(
             self._dit,
             checkpointing="none" if wanted == "auto" else wanted,
             compile_blocks=config.trainer.compile,
-            attention=self._attention,
+            attention=self.attention,
         )
 
     @property
@@ -177,34 +181,46 @@ class DiffusionTask:
 
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The EDM loss."""
-        if self._plan_recompute:
-            self._plan_recompute = False
-            self._choose_recompute(batch)
         return self._edm(batch).loss, {}
 
-    def _choose_recompute(self, batch: Batch) -> None:
-        if self.layout.device.type != "cuda":
-            return
-        work = self.work(batch)
+    def prepare(self, batch: Batch, passes: int) -> bool:
+        """Choose each block's recomputation, and where the optimizer's state waits."""
+        trainer = self.config.trainer
+        if trainer.recompute != "auto" or self.layout.device.type != "cuda":
+            return trainer.optimizer_state == "host"
         ranks = self.layout.tp if self.layout.sequence_parallel else 1
-        rows = work.amount / ranks
-        free = free_after_state(self.model, ema=bool(self.config.trainer.ema_decay))
+        rows = self.work(batch).amount / ranks
+        ema = bool(trainer.ema_decay)
+        free = free_after_state(self.model, ema=ema, accumulates=passes > 1)
+        gradients = block_gradient_bytes(self.model)
+        state = (2 + ema) * gradients  # moments and average are fp32 as well
+        room = host_bytes_left() - self.dit.layers * state
         # Recomputation repeats tensor-parallel collectives, so all ranks need the same plan.
-        tightest = torch.tensor([free, -rows], dtype=torch.float64, device=self.layout.device)
+        tightest = torch.tensor([free, -rows, room], dtype=torch.float64, device=self.layout.device)
         dist.all_reduce(tightest, op=dist.ReduceOp.MIN)
-        free, rows = float(tightest[0]), -float(tightest[1])
-        plan = plan_recompute(
+        free, rows, room = float(tightest[0]), -float(tightest[1]), float(tightest[2])
+        wish = trainer.optimizer_state
+        plan, waits = plan_waiting(
+            "gpu" if wish == "auto" and room < HOST_RESERVE else wish,
             self.dit.layers,
             rows * self.dit.hidden * 2,
             free,
             ranks,
-            usable=self.config.trainer.recompute_memory,
-            gradient_bytes=block_gradient_bytes(self.model),
+            usable=trainer.recompute_memory,
+            gradient_bytes=0.0 if passes > 1 else gradients,
+            state_bytes=state,
         )
-        configure_blocks(self._dit, checkpointing=plan, attention=self._attention)
-        kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))
+        configure_blocks(self._dit, checkpointing=plan, attention=self.attention)
         if self.layout.is_main:
-            log.info("recompute for %.1f GiB of free memory: %s", free / 2**30, kinds)
+            kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))
+            where = "waits on the host" if waits else "stays on the GPU"
+            log.info(
+                "recompute for %.1f GiB of free memory: %s; optimizer state %s during passes",
+                free / 2**30,
+                kinds,
+                where,
+            )
+        return waits
 
     def _edm(self, batch: Batch) -> Any:
         return edm_loss(

@@ -29,6 +29,7 @@ from components.lib.train.order import SampleOrder, numbers_of
 from components.lib.train.schedule import learning_rate
 from components.lib.train.staging import HostCopies
 from components.lib.train.task import Task
+from components.lib.train.waiting import WaitingState
 
 # Dense bf16 peak of one device, FLOP/s, by a part of its name.
 PEAKS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "B200": 2250e12}
@@ -56,6 +57,8 @@ class Engine:
         if config.trainer.ema_decay:
             self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.copies = HostCopies(layout.device)
+        self.waiting: WaitingState | None = None
+        self._prepared = False
         self._loader: Loader[Batch] | None = None
 
     def start_data(self) -> None:
@@ -112,8 +115,9 @@ class Engine:
         lr = learning_rate(self.config.optim, self.step, self.config.trainer.max_steps)
         totals: dict[str, torch.Tensor] = {}
         waited, amount, flops, unit = 0.0, 0.0, 0.0, ""
-        for _ in range(self.micro_steps):
+        for micro_step in range(self.micro_steps):
             batch = self._next_batch()
+            self._before_pass(batch, micro_step)
             waited += self._loader.wait_seconds if self._loader else 0.0
             loss, parts = self.task.loss(batch, self.step)
             (loss / self.micro_steps).backward()
@@ -121,6 +125,8 @@ class Engine:
             amount, flops, unit = amount + work.amount, flops + work.forward_flops, work.unit
             for name, value in {"loss": loss, **parts}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / self.micro_steps
+        if self.waiting is not None:
+            self.waiting.be_here()
         complete_partial_gradients(self.parameters, self.task.partial_names(), self.layout)
         norm = global_norm(self.parameters.values(), self.layout)
         metrics = self._mean_over_ranks(totals)
@@ -149,6 +155,31 @@ class Engine:
         if peak and flops:
             metrics["mfu"] = 3 * flops / self.layout.tp / seconds / peak
         return metrics
+
+    def _before_pass(self, batch: Batch, micro_step: int) -> None:
+        if not self._prepared:
+            self._prepared = True
+            if self.task.prepare(batch, self.micro_steps):
+                self.waiting = self._waiting_state()
+        if self.waiting is not None:
+            self.waiting.returns = micro_step == self.micro_steps - 1
+            self.waiting.leave()
+
+    def _waiting_state(self) -> WaitingState:
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        units = self.task.units()
+        held = {f"{kind}.{name}": local_part(value) for kind, name, value in self._held()}
+        kinds = ("exp_avg", "exp_avg_sq", *(["ema"] if self.ema else []))
+        state = [
+            {
+                f"{kind}.{name}": held[f"{kind}.{name}"]
+                for parameter in unit.parameters()
+                if (name := names.get(id(parameter)))
+                for kind in kinds
+            }
+            for unit in units
+        ]
+        return WaitingState(units, state, self.layout.device)
 
     def _mean_over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
         names = sorted(totals)
@@ -182,6 +213,8 @@ class Engine:
         They are valid after ``copies.wait()`` and until the next call, whatever training does.
         """
         views: dict[str, torch.Tensor] = {}
+        if self.waiting is not None:
+            self.waiting.be_here()  # a step may have ended early
         self.copies.begin()
         for kind, name, value in self._held():
             parameter = self.parameters[name]

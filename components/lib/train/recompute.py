@@ -9,7 +9,9 @@ next, and keeping elementwise results last.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from torch import nn
 from components.lib.cosmos.dit_block import Checkpointing
 from components.lib.cosmos.flops import KEPT, WORKING
 from components.lib.train.layout import local_part
+from components.lib.train.waiting import back_after, gone_before
 
 #: Gathered inputs that ``none`` keeps in each block: all rows instead of a rank's own.
 GATHERED = 3
@@ -47,48 +50,112 @@ def plan_recompute(
     *,
     usable: float = 0.94,
     gradient_bytes: float = 0.0,
+    waiting_bytes: float = 0.0,
 ) -> list[Checkpointing]:
     """The checkpointing of each block, the last blocks keeping the most.
 
     ``unit_bytes`` is the size of one activation on this rank; ``free_bytes`` what is left on the
     device after weights and optimizer state, of which the part ``usable`` is planned with;
-    ``gradient_bytes`` a block's gradients on this rank, which take the place of its activations.
+    ``gradient_bytes`` a block's gradients on this rank, which take the place of its activations;
+    ``waiting_bytes`` its part of the optimizer's state if that waits on the host (`waiting`), which
+    ``free_bytes`` leaves out all the same.
     When even ``full`` does not fit, ``full`` is what comes back: the estimate is no reason to
     refuse.
     """
-
-    def needed(mode: Checkpointing) -> float:
-        return max(kept(mode, sequence_ranks), gradient_bytes / unit_bytes)
-
-    plan = [LADDER[0]] * blocks
-    spent = working(sequence_ranks) + blocks * needed(LADDER[0])
-    for lower, upper in pairwise(LADDER):
+    plan: list[Checkpointing] = [LADDER[0]] * blocks
+    for upper in LADDER[1:]:
         part = min(usable, USABLE_FOR_NONE) if upper == "none" else usable
-        budget = free_bytes * part / unit_bytes - spent
-        if budget < 0:
-            break
-        more = needed(upper) - needed(lower)
-        fitting = int(min(blocks, budget // more)) if more > 0 else blocks
-        for index in range(blocks - fitting, blocks):
-            plan[index] = upper
-        spent += fitting * more
-        if fitting < blocks:
-            break
+        for index in reversed(range(blocks)):
+            more: list[Checkpointing] = [*plan[:index], upper, *plan[index + 1 :]]
+            activations = [kept(kind, sequence_ranks) * unit_bytes for kind in more]
+            held = most_held(activations, gradient_bytes, waiting_bytes)
+            budget = free_bytes * part + blocks * waiting_bytes
+            if held + working(sequence_ranks) * unit_bytes > budget:
+                return plan
+            plan = more
     return plan
 
 
-def free_after_state(model: nn.Module, *, ema: bool) -> float:
+def most_held(activations: Sequence[float], gradient: float, waiting: float) -> float:
+    """Most bytes that activations, gradients and returning state take in the course of a step.
+
+    ``activations`` by block, in the order of the forward pass; the others for each block.
+    """
+    count = len(activations)
+    kept_before = [0.0, *accumulate(activations)]
+    forward = [
+        kept_before[block + 1] + (count - gone_before(block, count)) * waiting
+        for block in range(count)
+    ]
+    backward = [
+        kept_before[count - done] + done * gradient + back_after(done, count) * waiting
+        for done in range(count + 1)
+    ]
+    return max(*forward, *backward)
+
+
+def plan_waiting(
+    wish: Literal["auto", "gpu", "host"],
+    blocks: int,
+    unit_bytes: float,
+    free_bytes: float,
+    sequence_ranks: int = 1,
+    *,
+    usable: float = 0.94,
+    gradient_bytes: float = 0.0,
+    state_bytes: float = 0.0,
+) -> tuple[list[Checkpointing], bool]:
+    """The plan, and whether the optimizer's state waits on the host during passes (`waiting`).
+
+    ``state_bytes`` is a block's part of that state. ``auto`` moves it only where matrix products
+    would otherwise be repeated: the rest of what recomputation costs is not worth a bus that is
+    always busy.
+    """
+    staying = plan_recompute(
+        blocks,
+        unit_bytes,
+        free_bytes,
+        sequence_ranks,
+        usable=usable,
+        gradient_bytes=gradient_bytes,
+    )
+    if wish == "gpu" or (wish == "auto" and not repeats_products(staying)):
+        return staying, False
+    waiting = plan_recompute(
+        blocks,
+        unit_bytes,
+        free_bytes,
+        sequence_ranks,
+        usable=usable,
+        gradient_bytes=gradient_bytes,
+        waiting_bytes=state_bytes,
+    )
+    if wish == "auto" and _kept_by(waiting) <= _kept_by(staying):
+        return staying, False
+    return waiting, True
+
+
+def repeats_products(plan: Sequence[Checkpointing]) -> bool:
+    """Whether some block computes matrix products twice."""
+    return any(LADDER.index(kind) < LADDER.index("light") for kind in plan)
+
+
+def _kept_by(plan: Sequence[Checkpointing]) -> int:
+    return sum(LADDER.index(kind) for kind in plan)
+
+
+def free_after_state(model: nn.Module, *, ema: bool, accumulates: bool = False) -> float:
     """Bytes of this CUDA device that weights, Adam's moments and EMA will leave.
 
-    Gradients are left out: they grow during the backward pass while activations go, out of the
-    same memory (`layout.ReduceInPlace`). Computed from the sharded parameters, so it is the same
-    before and after the first step.
+    Gradients are left out unless they accumulate over several passes: they grow during the backward
+    pass while activations go, out of the same memory (`layout.ReduceInPlace`). Computed from the
+    sharded parameters, so it is the same before and after the first step.
     """
     state = 0.0
     largest = 0
     for parameter in model.parameters():
         local = local_part(parameter)
-        copies = (3 + ema) if parameter.requires_grad else 1
+        copies = (3 + ema + accumulates) if parameter.requires_grad else 1
         state += local.numel() * local.element_size() * copies
     for block in model.get_submodule("blocks").children():
         largest = max(largest, sum(p.numel() for p in block.parameters()))

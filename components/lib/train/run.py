@@ -8,7 +8,6 @@ from typing import Protocol
 
 import torch
 
-from components.lib.cosmos.attention import choose
 from components.lib.train import EXIT_RESUME
 from components.lib.train.choices import describe_choices, resolve_layout
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
@@ -50,16 +49,14 @@ def train(config: DiffusionConfig | TokenizerConfig) -> int:
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     config = resolve_layout(config)
     layout = start_processes(config.trainer, model_parallel=isinstance(config, DiffusionConfig))
-    if layout.is_main:
-        cuda = layout.device.type == "cuda"
-        device = torch.cuda.get_device_name(layout.device) if cuda else "cpu"
-        attention: str = "auto"
-        if isinstance(config, DiffusionConfig):  # looking for kernels takes seconds
-            attention = choose(config.trainer.attention, layout.device)
-        log.info("%s", describe_choices(config, layout.world, device, attention))
     store = open_store(config)
     loop = make_loop(config, layout)
     session = Session(config, build_engine(config, layout, store), store, loop.sinks)
+    if layout.is_main:
+        cuda = layout.device.type == "cuda"
+        device = torch.cuda.get_device_name(layout.device) if cuda else "cpu"
+        attention = session.engine.task.attention
+        log.info("%s", describe_choices(config, layout.world, device, attention))
     try:
         session.start()
         loop.run(session)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from components.lib.contract import Frozen
+from components.lib.cosmos.attention import AttentionBackend
 from components.lib.train.batches import Batch
 
 
@@ -26,6 +27,8 @@ class Task(Protocol):
 
     model: nn.Module
     name: str
+    #: The kernel of the network's attention, as `components.lib.cosmos.attention.choose` names it.
+    attention: AttentionBackend
 
     def units(self) -> list[nn.Module]:
         """The modules that FSDP gathers one at a time, inner ones first."""
@@ -47,6 +50,12 @@ class Task(Protocol):
 
     def make_batch(self, samples: list[tuple[int, int, int]]) -> Batch:
         """Host tensors for (running number, shard, index) triples."""
+
+    def prepare(self, batch: Batch, passes: int) -> bool:
+        """Once, before the first of ``passes`` a step: what depends on the size of a batch.
+
+        Returns whether the optimizer's state is to wait on the host during passes.
+        """
 
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scalar to minimise and named scalars to log, means over the micro-batch."""

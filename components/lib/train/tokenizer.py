@@ -17,12 +17,14 @@ import torch.distributed as dist
 from torch import nn
 
 from components.lib.contract import UserError
+from components.lib.cosmos.attention import AttentionBackend
 from components.lib.cosmos.channels_last import use_channels_last
 from components.lib.cosmos.flops import video_flops
 from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.cosmos.tokenizer import TokenizerConfig as NetworkConfig
 from components.lib.report.quality import psnr, ssim
 from components.lib.train.batches import Batch
+from components.lib.train.choices import compile_mode
 from components.lib.train.clips import ClipReader
 from components.lib.train.config import TokenizerConfig
 from components.lib.train.dataset import SampleSource, Split
@@ -91,6 +93,7 @@ class TokenizerTask:
         self.vgg = vgg.to(layout.device) if vgg is not None else None
         self.flow = flow
         self.reader = ClipReader(config.data.task_encoder, config.data.decoded_cache_mib * 2**20)
+        self.attention: AttentionBackend = "auto"
         self.replaced = 0
 
     @property
@@ -122,7 +125,8 @@ class TokenizerTask:
             self._net.set_latent_statistics(*(extras[name] for name in STATISTICS))
         register_fsdp_forward_method(self.model, "encode")
         if self.config.trainer.compile:
-            compile_networks(self._net, self.config.trainer.compile_mode)
+            mode = compile_mode(self.config.trainer, self.layout.world, self.layout.device.type)
+            compile_networks(self._net, mode)
 
     def train_counts(self) -> list[int]:
         """Videos of each training shard."""
@@ -153,6 +157,10 @@ class TokenizerTask:
             f"{_MAX_BAD} clips in a row could not be cut; the last was sample {index} of training "
             f"shard {shard}. Look at the warnings above."
         )
+
+    def prepare(self, batch: Batch, passes: int) -> bool:
+        """Nothing depends on the size of a batch."""
+        return self.config.trainer.optimizer_state == "host"
 
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """L1 plus the feature terms that are on at this step."""

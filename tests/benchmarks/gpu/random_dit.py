@@ -87,9 +87,12 @@ def tokens_of(geometry: DiTConfig, latent: Shape) -> int:
 
 
 def plan(engine: Engine) -> str:
-    """How the blocks recompute."""
+    """How the blocks recompute, and what waits on the host."""
     kinds = [str(getattr(block, "checkpointing", "none")) for block in engine.task.units()]
-    return "recompute " + ", ".join(f"{k} x {kinds.count(k)}" for k in dict.fromkeys(kinds))
+    plan = "recompute " + ", ".join(f"{k} x {kinds.count(k)}" for k in dict.fromkeys(kinds))
+    if engine.waiting is not None:
+        plan += f", {engine.waiting.nbytes / 2**30:.1f} GiB of optimizer state wait on the host"
+    return plan
 
 
 def check_parity(device: str = "cuda", attention: AttentionBackend = "auto") -> str:
@@ -105,7 +108,7 @@ def check_parity(device: str = "cuda", attention: AttentionBackend = "auto") -> 
     for place, dtype in (("cpu", torch.float32), (device, torch.bfloat16)):
         model = DiT(config, seed=1).to(place, dtype)
         if dtype is torch.bfloat16:
-            kernel = choose(attention, torch.device(place))
+            kernel = choose(attention, torch.device(place), config.head_dim)
             configure_blocks(
                 model, checkpointing="selective", compile_blocks=True, attention=kernel
             )

@@ -100,7 +100,7 @@ def load_model(attention: AttentionBackend) -> DiT:
     for parameter in model.parameters():
         parameter.normal_(std=0.02)
     model.pos_embedder.seq.copy_(torch.arange(len(model.pos_embedder.seq)))
-    kernel = choose(attention, torch.device(DEVICE))
+    kernel = choose(attention, torch.device(DEVICE), model.config.head_dim)
     configure_blocks(model, compile_blocks=CUDA, attention=kernel)
     return model
 
@@ -124,7 +124,7 @@ def check_parity(attention: AttentionBackend) -> str:
     latents, films = [], []
     for device, dtype in (("cpu", torch.float32), ("cpu", torch.bfloat16), (DEVICE, DTYPE)):
         model = DiT(config, seed=1).to(device, dtype).requires_grad_(False)
-        kernel = choose(attention, torch.device(device))
+        kernel = choose(attention, torch.device(device), config.head_dim)
         configure_blocks(model, compile_blocks=device == "cuda", attention=kernel)
         steps = SamplingConfig(steps=4)
         with torch.no_grad():

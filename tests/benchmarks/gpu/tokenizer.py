@@ -14,6 +14,8 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from components.latent_encoding.folded import fold_encoder
 from components.lib.cosmos.channels_last import use_channels_last
 from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.train.config import TokenizerConfig
+from components.lib.train.dataset import Split
 from components.lib.train.engine import Engine
 from components.lib.train.layout import shard_model, start_processes, stop_processes
 from components.lib.train.tokenizer import TokenizerTask
@@ -117,7 +120,7 @@ def train_step(
 
 #: Trainer settings by name. On a CPU, which lacks bf16 operators, only the last, in fp32.
 TRAINER_VARIANTS: dict[str, dict[str, Any]] = {
-    "compiled": {"compile": True},
+    "compiled": {"compile": True, "compile_mode": "default"},
     "compiled, CUDA graphs": {"compile": True, "compile_mode": "reduce-overhead"},
     "eager": {"compile": False},
 }
@@ -131,6 +134,9 @@ class RandomClips(TokenizerTask):
         generator = torch.Generator().manual_seed(number)
         size = (3, crop.temporal_crop, *crop.crop)
         return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+
+    def _validation_clip(self, split: Split, pairs: Any, number: int) -> torch.Tensor:
+        return self._clip(10_000 + number, 0, 0)[None].to(self.layout.device) / 127.5 - 1
 
 
 def trainer_step(
@@ -225,7 +231,7 @@ NEAR = {"CV8x8x8": (2e-2, 1e-1), "DV8x16x16": (5e-2, 2e-1)}
 
 
 def check_train_step(preset: str, variants: list[str]) -> str:
-    """Three small steps of the trainer's variants on the device against the CPU in fp32."""
+    """Three small steps of the trainer's variants, each with a validation, against the CPU."""
     reset()  # another tokenizer's graphs would be generalised to these sizes, which takes minutes
     clip = (9, 64)
     exact = {"precision": "32-true", "accelerator": "cpu"}
@@ -237,11 +243,13 @@ def check_train_step(preset: str, variants: list[str]) -> str:
             max(
                 abs(step[part] / right[part] - 1) for step, right in zip(found, wanted, strict=True)
             )
-            for part in ("loss", "grad_norm")
+            for part in ("loss", "validation", "grad_norm")
         ]
-        words.append(f"{name}: loss {errors[0]:.1e}, gradient norm {errors[1]:.1e}")
-        assert errors[0] < NEAR[preset][0], words
-        assert errors[1] < NEAR[preset][1], words
+        words.append(
+            "{}: loss {:.1e}, validation {:.1e}, gradient norm {:.1e}".format(name, *errors)
+        )
+        assert max(errors[:2]) < NEAR[preset][0], words
+        assert errors[2] < NEAR[preset][1], words
     return f"parity of {preset} with the CPU in fp32: {'; '.join(words)}"
 
 
@@ -249,8 +257,13 @@ def first_steps(
     preset: str, trainer: dict[str, Any], clip: tuple[int, int], count: int = 3
 ) -> list[dict[str, float]]:
     """Metrics of the first steps, without moving the weights much."""
-    with clip_engine(preset, trainer, clip, lr=1e-6) as engine:
-        return [engine.train_step() for _ in range(count)]
+    steps = []
+    with clip_engine(preset, trainer, clip, lr=1e-6) as engine, TemporaryDirectory() as folder:
+        for step in range(count):
+            values = engine.train_step()
+            validation = engine.task.validation(Path(folder), step)["loss"]
+            steps.append(values | {"validation": validation})
+    return steps
 
 
 def rows(parts: list[str]) -> Iterator[Row]:

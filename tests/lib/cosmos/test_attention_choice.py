@@ -34,26 +34,34 @@ def package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("package")
 def test_hopper_takes_flash4_where_it_is_installed() -> None:
-    assert choose("auto", GPU) == "flash4"
-    assert choose("cudnn", GPU) == "cudnn"
-    assert choose("auto", torch.device("cpu")) == "auto"
+    assert choose("auto", GPU, 128) == "flash4"
+    assert choose("cudnn", GPU, 128) == "cudnn"
+    assert choose("auto", torch.device("cpu"), 128) == "auto"
+
+
+@pytest.mark.usefixtures("package")
+def test_heads_that_it_does_not_take_get_another_kernel() -> None:
+    assert choose("auto", GPU, 20) == choose("auto", GPU, 264) == "auto"
+    assert choose("auto", GPU, 8) == choose("auto", GPU, 256) == "flash4"
+    with pytest.raises(UserError, match=r"heads of 20, .* multiples of 8 up to 256"):
+        choose("flash4", GPU, 20)
 
 
 @pytest.mark.usefixtures("package")
 def test_other_gpus_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    assert choose("auto", GPU) == "auto"
+    assert choose("auto", GPU, 128) == "auto"
     with pytest.raises(UserError, match=r"attention=flash4: NVIDIA A100 is no Hopper.*=auto"):
-        choose("flash4", GPU)
+        choose("flash4", GPU, 128)
 
 
 def test_without_the_package_auto_goes_on_and_flash4_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    assert choose("auto", GPU) == "auto"
+    assert choose("auto", GPU, 128) == "auto"
     with pytest.raises(UserError, match="flash-attn-4 is not installed"):
-        choose("flash4", GPU)
+        choose("flash4", GPU, 128)
 
 
 def test_a_package_that_does_not_load_is_no_reason_to_stop(
@@ -64,4 +72,4 @@ def test_a_package_that_does_not_load_is_no_reason_to_stop(
 
     monkeypatch.setattr("importlib.import_module", fails)
     assert "cannot open shared object file" in (usable() or "")
-    assert choose("auto", GPU) == "auto"
+    assert choose("auto", GPU, 128) == "auto"

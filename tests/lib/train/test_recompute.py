@@ -1,9 +1,12 @@
 """The recompute plan uses the memory there is and never more."""
 
+from typing import Literal
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.lib.train.recompute import LADDER, kept, plan_recompute, working
+from components.lib.train.recompute import LADDER, kept, plan_recompute, plan_waiting, working
+from components.lib.train.waiting import back_after, gone_before
 
 GIB = 2.0**30
 UNIT = 56_320 * 4096 * 2  # one activation of the 7B model at 121 x 704 x 1280
@@ -14,21 +17,34 @@ UNIT = 56_320 * 4096 * 2  # one activation of the 7B model at 121 x 704 x 1280
     st.floats(0, 200),
     st.sampled_from([1, 2, 8]),
     st.floats(0, 3),
+    st.floats(0, 3),
     st.floats(0.5, 1),
 )
-def test_activations_and_gradients_fit_at_every_block(
-    blocks: int, free_gib: float, ranks: int, gradient_gib: float, usable: float
+def test_activations_gradients_and_waiting_state_fit_at_every_block(
+    blocks: int, free_gib: float, ranks: int, gradient_gib: float, state_gib: float, usable: float
 ) -> None:
     unit = UNIT / ranks
     plan = plan_recompute(
-        blocks, unit, free_gib * GIB, ranks, usable=usable, gradient_bytes=gradient_gib * GIB
+        blocks,
+        unit,
+        free_gib * GIB,
+        ranks,
+        usable=usable,
+        gradient_bytes=gradient_gib * GIB,
+        waiting_bytes=state_gib * GIB,
     )
     assert len(plan) == blocks
-    if plan != ["full"] * blocks:
-        for done in range(blocks + 1):  # blocks whose gradients are there already, last first
-            activations = sum(kept(kind, ranks) for kind in plan[: blocks - done]) * unit
-            held = activations + done * gradient_gib * GIB + working(ranks) * unit
-            assert held <= free_gib * GIB * usable * (1 + 1e-9)
+    if plan == ["full"] * blocks:
+        return
+    room = (free_gib * usable + blocks * state_gib) * GIB * (1 + 1e-9) - working(ranks) * unit
+    for block in range(blocks):  # forward: what is kept so far, and state that is not gone yet
+        activations = sum(kept(kind, ranks) for kind in plan[: block + 1]) * unit
+        state = (blocks - gone_before(block, blocks)) * state_gib * GIB
+        assert activations + state <= room
+    for done in range(blocks + 1):  # backward: blocks whose gradients are there, last first
+        activations = sum(kept(kind, ranks) for kind in plan[: blocks - done]) * unit
+        gradients = done * gradient_gib * GIB
+        assert activations + gradients + back_after(done, blocks) * state_gib * GIB <= room
 
 
 @given(st.integers(1, 40), st.floats(0, 100), st.floats(0, 100))
@@ -50,6 +66,26 @@ def test_choices_by_hand() -> None:
     assert frozen == ["selective"] * 20 + ["light"] * 8
     half = plan_recompute(28, UNIT, 98.3 * GIB)  # 215 - 8 - 62 = 145 = 18 x 8 + 1
     assert half == ["selective"] * 10 + ["light"] * 18
+
+
+def test_state_waits_where_matrix_products_would_be_repeated() -> None:
+    def choose(wish: Literal["auto", "gpu", "host"], free: float) -> tuple[list[str], bool]:
+        plan, waits = plan_waiting(
+            wish, 28, UNIT, free * GIB, gradient_bytes=0.48 * GIB, state_bytes=0.95 * GIB
+        )
+        return list(plan), waits
+
+    # Half of 7B on an H200: 0.94 x 97.9 + 28 x 0.95 GiB are 276 units; 276 - 8 - 62 = 25 x 8 + 6.
+    more = ["selective"] * 3 + ["light"] * 25
+    assert choose("auto", 97.9) == choose("host", 97.9) == (more, True)
+    assert choose("gpu", 97.9) == (["selective"] * 10 + ["light"] * 18, False)
+    # With all products kept already the rest is not worth the copies, unless asked for.
+    plenty, waits = choose("auto", 140.0)
+    assert plenty == ["light"] * 28
+    assert not waits
+    assert choose("host", 140.0)[1]
+    # Nothing to gain where nothing fits.
+    assert choose("auto", 0.0) == (["full"] * 28, False)
 
 
 def test_too_little_memory_recomputes_everything() -> None:

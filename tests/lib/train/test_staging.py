@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from unittest import mock
 
-from components.lib.train.staging import HostCopies
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.lib.train import staging
+from components.lib.train.staging import HostCopies, touch
 
 
 def test_copies_do_not_follow_the_weights_and_buffers_are_used_again() -> None:
@@ -23,6 +28,14 @@ def test_copies_do_not_follow_the_weights_and_buffers_are_used_again() -> None:
     copies.end()
     assert second.data_ptr() == address
     assert torch.equal(second, weight)
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=3), st.integers(1, 64))
+def test_all_of_a_buffer_is_touched(shape: list[int], part: int) -> None:
+    tensor = torch.ones(shape)
+    with mock.patch.object(staging, "SMALLEST_PART", part):
+        touch(tensor)
+    assert not tensor.any()
 
 
 def test_a_tensor_of_another_shape_gets_a_new_buffer() -> None:

@@ -1,0 +1,164 @@
+"""The optimizer's state makes room while activations need it, and nothing else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from components.lib.train.config import DiffusionConfig
+from components.lib.train.layout import local_part, start_processes, stop_processes
+from components.lib.train.waiting import back_after, gone_before, host_bytes_left
+from tests.benchmarks.gpu.random_dit import GEOMETRIES, RandomTask, build
+
+LAYERS = 8
+LATENT = (16, 2, 8, 8)
+LARGE = "blocks.block{}.blocks.2.block.layer1.weight"
+SMALL = GEOMETRIES["small"].model_copy(update={"layers": LAYERS})
+
+
+class Run:
+    """An engine of a small DiT on this process's CPU."""
+
+    def __init__(self, **trainer: object) -> None:
+        self.config = DiffusionConfig.model_validate(
+            {
+                "model": {"preset": "tiny"},
+                "trainer": {
+                    "accelerator": "cpu",
+                    "precision": "32-true",
+                    "max_steps": 100,
+                    **trainer,
+                },
+            }
+        )
+
+    def __enter__(self) -> Run:
+        layout = start_processes(self.config.trainer, model_parallel=True)
+        self.engine = build(self.config, SMALL, layout, LATENT)
+        self.engine.start_data()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.stop_data()
+        stop_processes()
+
+    def steps(self, count: int = 3) -> list[tuple[float, float]]:
+        values = [self.engine.train_step() for _ in range(count)]
+        return [(value["loss"], value["grad_norm"]) for value in values]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        views = self.engine.tensors()
+        self.engine.copies.wait()
+        return {name: local_part(view).clone() for name, view in views.items()}
+
+    def blocks_here(self) -> list[bool]:
+        """For each block whether its moments have memory."""
+        parameters = [self.engine.parameters[LARGE.format(number)] for number in range(LAYERS)]
+        moments = [local_part(self.engine.optimizer.state[p]["exp_avg"]) for p in parameters]
+        return [value.untyped_storage().nbytes() > 0 for value in moments]
+
+
+@pytest.mark.parametrize("more", [{}, {"accumulate_grad_batches": 3, "ema_decay": 0.9}])
+def test_training_is_the_same_bit_for_bit(more: dict[str, object]) -> None:
+    results = []
+    for place in ("gpu", "host"):
+        with Run(optimizer_state=place, **more) as run:
+            results.append((run.steps(), run.state()))
+            assert (run.engine.waiting is not None) == (place == "host")
+    (losses, state), (other_losses, other_state) = results
+    assert losses == other_losses
+    assert state.keys() == other_state.keys()
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name
+
+
+def test_state_is_away_between_the_passes_and_back_before_the_optimizer() -> None:
+    with Run(optimizer_state="host") as run:
+        run.steps(1)
+        seen: dict[str, list[int]] = {"forward": [], "backward": []}
+
+        def look(block: nn.Module, _: object, output: torch.Tensor) -> None:
+            seen["forward"].append(sum(run.blocks_here()))
+            output.register_hook(lambda _: seen["backward"].append(sum(run.blocks_here())))
+
+        for block in run.engine.task.units():
+            block.register_forward_hook(look)
+        at_step: list[int] = []
+
+        def apply() -> None:
+            at_step.append(sum(run.blocks_here()))
+            run.engine.optimizer.step()
+
+        run.engine.train_step(apply)
+    # By hand, of 8 blocks: two parts a block leave from block 3 on; after 4 blocks of the backward
+    # pass two come back for each.
+    assert seen["forward"] == [8, 8, 8, 6, 4, 2, 0, 0]
+    assert seen["backward"] == [0, 0, 0, 0, 2, 4, 6, 8]
+    assert at_step == [8]
+
+
+def test_pace_ends_in_time() -> None:
+    for count in range(2, 40):
+        assert gone_before(0, count) == 0
+        assert gone_before(count - 1, count) == count
+        assert back_after(0, count) == back_after(count // 3, count) == 0
+        assert back_after(count, count) == count
+
+
+def test_a_step_that_fails_loses_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Run(optimizer_state="host") as run:
+        run.steps(1)
+        before = run.state()
+        loss = RandomTask.loss
+
+        def fails(task: RandomTask, batch: dict[str, torch.Tensor], step: int) -> object:
+            loss(task, batch, step)
+            raise ValueError("after the forward pass")
+
+        monkeypatch.setattr(RandomTask, "loss", fails)
+        with pytest.raises(ValueError, match="forward"):
+            run.engine.train_step()
+        assert not any(run.blocks_here())
+        after = run.state()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("files", "gib"),
+    [
+        ({}, 8.0),
+        ({"memory.max": "max", "memory.current": str(2**30), "memory.stat": ""}, 8.0),
+        (
+            {
+                "memory.max": str(6 * 2**30),
+                "memory.current": str(5 * 2**30),
+                "memory.stat": f"anon 1\ninactive_file {2**30}\n",
+            },
+            2.0,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": str(6 * 2**30),
+                "memory/memory.usage_in_bytes": str(5 * 2**30),
+                "memory/memory.stat": f"inactive_file 7\ntotal_inactive_file {2**30}\n",
+            },
+            2.0,
+        ),
+    ],
+    ids=["machine", "no limit", "cgroup 2", "cgroup 1"],
+)
+def test_host_memory_of_a_container(
+    files: dict[str, str], gib: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    texts["proc/meminfo"] = f"MemTotal: 99 kB\nMemAvailable: {8 * 2**20} kB\n"
+    for name, text in texts.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert host_bytes_left(tmp_path) == gib * 2**30
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # ranks on this node
+    assert host_bytes_left(tmp_path) == gib * 2**30 / 4
