@@ -13,6 +13,7 @@ import torch
 
 from components.lib.cosmos.dit import DIT_PRESETS
 from components.lib.store import ObjectStore
+from tests.benchmarks.gpu.agreement import compare
 from tests.benchmarks.gpu.common import covered, kind_of
 from tests.benchmarks.gpu.dit_step import fitting_layers, parse_case
 from tests.benchmarks.gpu.layouts import Cut, all_cuts, parse_cut
@@ -110,7 +111,8 @@ def layouts(folder: Path, *arguments: str) -> tuple[str, list[dict[str, object]]
 def test_the_layouts_command_measures_saves_and_restores(tmp_path: Path) -> None:
     arguments = ("--processes", "2", "--layouts", "TP2", "--restore-layers", "1", "--checkpoint")
     text, records = layouts(tmp_path, *arguments, "--deadline", "450")
-    speed, saved, restored = records
+    _, speed, saved, restored = records
+    assert "TP2\tagrees with the CPU in fp32" in text
     assert len(speed["seconds"]) == 3  # type: ignore[arg-type]
     assert speed["checkpoint_gib"] > 0  # type: ignore[operator]
     assert {"attention", "matrix products", "communication"} <= set(speed["breakdown"])  # type: ignore[call-overload]
@@ -119,10 +121,24 @@ def test_the_layouts_command_measures_saves_and_restores(tmp_path: Path) -> None
     assert "restore in 1 GPU" in text and "DIFFERENT" not in text
 
 
+def test_a_layout_that_computes_something_else_is_named() -> None:
+    wanted = [[2.0, 5.0], [1.0, 4.0]]
+    near = [[2.0, 5.1], [1.01, 4.0]]
+    assert compare(near, wanted) == (
+        True,
+        "agrees with the CPU in fp32: loss 1.0e-02, gradient norm 2.0e-02",
+    )
+    for far in ([[2.0, 5.0], [1.03, 4.0]], [[2.0, 2.5], [1.0, 4.0]]):
+        same, sentence = compare(far, wanted)
+        assert not same
+        assert sentence.startswith("DISAGREES")
+
+
 def test_the_layouts_command_ends_at_its_deadline(tmp_path: Path) -> None:
     # 56,320 tokens on two CPU cores: no step ends before the deadline
     arguments = ("--processes", "2", "--restore-layers", "0", "--latent", "16x16x88x160")
-    text, records = layouts(tmp_path, *arguments, "--deadline", "40", "--least", "1")
+    options = ("--deadline", "40", "--least", "1", "--no-agreement")
+    text, records = layouts(tmp_path, *arguments, *options)
     assert [record["layout"] for record in records] == ["TP2", "FSDP2"]
     assert "at the deadline" in str(records[0]["error"])
     assert records[1]["error"] == "not begun: no time left"

@@ -2,8 +2,9 @@
 
 ``python -m tests.benchmarks.gpu.layouts 7B 14B`` measures every layout that the number of GPUs
 allows: fully sharded (FSDP), tensor parallel with sequence parallel (TP), and both, one sample per
-tensor-parallel group. For each: step time, MFU, peak memory, where a step's time goes, and the
-scaling efficiency, which is its MFU over that of a few blocks on one GPU, measured first. Then, on
+tensor-parallel group. Each first trains a small model, which is compared with the CPU
+(`agreement`). For each: step time, MFU, peak memory, where a step's time goes, and the scaling
+efficiency, which is its MFU over that of a few blocks on one GPU, measured first. Then, on
 ``--restore-layers`` layers, a checkpoint written in the first layout is read in every other one and
 the next step's loss compared.
 
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 
 from components.training.launch.interface import guide_environment
+from tests.benchmarks.gpu.agreement import compare
 from tests.benchmarks.gpu.common import PEAK_BF16, spell
 from tests.benchmarks.gpu.dit_step import parse_shape
 from tests.benchmarks.gpu.random_dit import GEOMETRIES, LATENT, Shape
@@ -70,7 +72,10 @@ def parse_cut(name: str, world: int) -> Cut:
 
 
 class Case(NamedTuple):
-    """What one set of processes does. ``mode``: speed, save (a checkpoint) or restore (it)."""
+    """What one set of processes does.
+
+    ``mode``: reference (of the comparison with the CPU), speed, save (a checkpoint), restore (it).
+    """
 
     geometry: str
     layers: int
@@ -80,6 +85,7 @@ class Case(NamedTuple):
     folder: str
     batch: int
     settings: dict[str, Any]
+    agreement: str = ""  # folder of the model that is compared with the CPU first
     breakdown: bool = True
     checkpoint: bool = False
 
@@ -89,7 +95,8 @@ def run_case(case: Case, report: Path) -> None:
     from components.lib.cosmos.flops import dit_forward_flops
     from components.lib.train.config import DiffusionConfig
     from components.lib.train.layout import start_processes, stop_processes
-    from tests.benchmarks.gpu.common import allocator_retries, breakdown, peak_gib
+    from tests.benchmarks.gpu.agreement import first_steps, write_model
+    from tests.benchmarks.gpu.common import allocator_retries, breakdown, peak_gib, reset
     from tests.benchmarks.gpu.random_dit import build, plan, tokens_of
 
     strategy = {
@@ -98,6 +105,10 @@ def run_case(case: Case, report: Path) -> None:
         "reshard_after_forward": case.settings.get("reshard_after_forward", True),
     }
     trainer = {k: v for k, v in case.settings.items() if k != "reshard_after_forward"}
+    small = Path(case.agreement)
+    if case.mode == "reference":
+        write_model(small)
+        trainer = {"precision": "32-true", "accelerator": "cpu"}
     config = DiffusionConfig.model_validate(
         {
             "model": {"preset": case.geometry},
@@ -106,9 +117,7 @@ def run_case(case: Case, report: Path) -> None:
         }
     )
     layout = start_processes(config.trainer, model_parallel=True)
-    geometry = GEOMETRIES[case.geometry].model_copy(update={"layers": case.layers})
-    engine = build(config, geometry, layout, case.latent)
-    found: dict[str, Any] = {"global_batch": engine.global_batch, "seconds": []}
+    found: dict[str, Any] = {}
 
     def tell(**values: Any) -> None:
         found.update(values)
@@ -117,6 +126,15 @@ def run_case(case: Case, report: Path) -> None:
             partial.write_text(json.dumps(found))
             partial.replace(report)
 
+    if case.agreement:
+        tell(steps=first_steps(strategy, trainer, layout, small))
+        reset()  # the compiler would generalise the sizes of this network to the large one's
+    if case.mode == "reference":
+        stop_processes()
+        return
+    geometry = GEOMETRIES[case.geometry].model_copy(update={"layers": case.layers})
+    engine = build(config, geometry, layout, case.latent)
+    found |= {"global_batch": engine.global_batch, "seconds": []}
     if case.mode != "speed":
         tell(**_across_layouts(engine, case))
         stop_processes()
@@ -297,6 +315,17 @@ class Run(NamedTuple):
 def rows(run: Run) -> Iterator[str]:
     """The table, line by line."""
     options = run.options
+    with tempfile.TemporaryDirectory(dir=options.scratch) as model:
+        wanted: list[list[float]] = []
+        if not options.no_agreement:
+            reference = run.case("small", 0, Cut(1, 1), mode="reference", agreement=model)
+            wanted = run.measure(reference, 1).get("steps", [])
+        yield from timed(run, model if wanted else "", wanted)
+
+
+def timed(run: Run, agreement: str, wanted: list[list[float]]) -> Iterator[str]:
+    """The rows. ``wanted``: steps of the model in the folder ``agreement`` on the CPU."""
+    options = run.options
     yield "layout\tstep\tMFU\tefficiency\tpeak memory\twhere the time goes"
     for geometry in options.models:
         layers = options.layers or GEOMETRIES[geometry].layers
@@ -308,10 +337,16 @@ def rows(run: Run) -> Iterator[str]:
             yield line(f"{geometry}, {options.baseline_layers} layers, 1 GPU", found, base)
         for cut in options.cuts:
             more = {"breakdown": not options.no_breakdown, "checkpoint": options.checkpoint}
+            more["agreement"] = agreement
             with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
                 case = run.case(geometry, layers, cut, folder=folder, **more)
                 found = run.measure(case, run.world)
             yield line(f"{geometry}, {layers} layers, {cut.name}", found, base)
+            if wanted and "steps" in found:
+                same, sentence = compare(found["steps"], wanted)
+                yield f"a small model in {cut.name}\t{sentence}"
+                if not same:
+                    run.write({"failed": f"{cut.name} {sentence}"})
         if options.restore_layers:
             yield from restores(run, geometry)
 
@@ -396,6 +431,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--restore-layers", type=int, default=2, help="0: restore nothing")
     parser.add_argument("--checkpoint", action="store_true", help="also save the whole model")
     parser.add_argument("--no-breakdown", action="store_true")
+    parser.add_argument("--no-agreement", action="store_true", help="time without comparing")
     parser.add_argument("--deadline", type=float, default=540.0, help="seconds for everything")
     parser.add_argument("--least", type=float, default=LEAST_SECONDS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
@@ -415,7 +451,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table; 1 when a restored layout went another way."""
+    """Print the table; 1 when a layout computes something else than it should."""
     options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []

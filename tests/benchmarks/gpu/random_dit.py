@@ -20,6 +20,7 @@ from components.lib.train.config import DiffusionConfig
 from components.lib.train.diffusion import DiffusionTask
 from components.lib.train.engine import Engine
 from components.lib.train.layout import Layout, shard_model
+from components.lib.train.weights import load_shards
 from tests.benchmarks.gpu.common import relative_error
 
 Shape = tuple[int, int, int, int]
@@ -60,9 +61,14 @@ class RandomTask(DiffusionTask):
 
 
 def build(
-    config: DiffusionConfig, geometry: DiTConfig, layout: Layout, latent: Shape = LATENT
+    config: DiffusionConfig,
+    geometry: DiTConfig,
+    layout: Layout,
+    latent: Shape = LATENT,
+    start: Path | None = None,
 ) -> Engine:
-    """An engine with random weights, allocated on this rank's device only."""
+    """An engine, allocated on this rank's device only, with the weights of ``start`` or random
+    ones, which every layout draws in its own way."""
     with tempfile.TemporaryDirectory() as folder:
         # an empty state dict is enough: only the geometry is read back
         save_model_folder(Path(folder), "dit", "random", geometry, {"none": torch.zeros(1)})
@@ -70,6 +76,10 @@ def build(
     task.latent = latent
     shard_model(task.model, task.units(), layout, config.trainer, task.shard_dim)
     task.model.to_empty(device=layout.device)
+    if start is not None:
+        load_shards(task.model, start, layout, task.shard_dim)
+        task.after_sharding({})
+        return Engine(config, layout, task)
     torch.manual_seed(layout.rank)
     with torch.no_grad():
         for parameter in task.model.parameters():
