@@ -43,24 +43,31 @@ def choose_tp(dit: DiTConfig, world: int, per_node: int, device_bytes: float) ->
 
 
 def resolve_layout(config: AnyConfig, device_bytes: float | None = None) -> AnyConfig:
-    """The config with a tensor-parallel size above zero, for the ranks that torchrun describes.
+    """The config with sizes above zero, for the ranks that torchrun describes.
 
     ``device_bytes``: memory of a GPU; None looks. On CPUs nothing is shared unless asked for.
     """
     strategy = config.trainer.strategy
-    if strategy.tensor_model_parallel_size:
-        return config
-    tp = 1
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    tp, replicas = strategy.tensor_model_parallel_size, strategy.data_parallel_replicas
+    if not tp:
+        tp = _chosen_tp(config, world, device_bytes)
+    if not replicas:
+        replicas = world // tp if isinstance(config, TokenizerConfig) else 1
+    sizes = {"tensor_model_parallel_size": tp, "data_parallel_replicas": replicas}
+    strategy = strategy.model_copy(update=sizes)
+    trainer = config.trainer.model_copy(update={"strategy": strategy})
+    return config.model_copy(update={"trainer": trainer})
+
+
+def _chosen_tp(config: TrainConfigBase, world: int, device_bytes: float | None) -> int:
     if isinstance(config, DiffusionConfig) and config.model.preset in DIT_PRESETS:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
         per_node = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
         if device_bytes is None:
             device_bytes = _device_bytes(config.trainer.accelerator)
         if device_bytes:
-            tp = choose_tp(DIT_PRESETS[config.model.preset], world, per_node, device_bytes)
-    strategy = strategy.model_copy(update={"tensor_model_parallel_size": tp})
-    trainer = config.trainer.model_copy(update={"strategy": strategy})
-    return config.model_copy(update={"trainer": trainer})
+            return choose_tp(DIT_PRESETS[config.model.preset], world, per_node, device_bytes)
+    return 1
 
 
 def _device_bytes(accelerator: str) -> float:
@@ -74,12 +81,13 @@ def _device_bytes(accelerator: str) -> float:
 def compile_mode(trainer: TrainerConfig, world: int, device: str) -> str:
     """torch.compile's mode for a tokenizer, whose kernels are shorter than launching them.
 
-    CUDA graphs on one GPU. Over several FSDP gathers weights to changing addresses, and each change
-    would record a graph again.
+    CUDA graphs on GPUs that hold it whole. FSDP gathers weights to changing addresses, and each
+    change would record a graph again.
     """
     if trainer.compile_mode != "auto":
         return trainer.compile_mode
-    return "reduce-overhead" if world == 1 and device != "cpu" else "default"
+    whole = trainer.strategy.data_parallel_replicas == world
+    return "reduce-overhead" if whole and device != "cpu" else "default"
 
 
 def describe_choices(
@@ -95,8 +103,10 @@ def describe_choices(
     layout = [f"tensor parallel {tp}"] if tp > 1 else []
     if tp > 1 and trainer.strategy.sequence_parallel:
         layout[0] += " with sequence parallel"
-    if dp > replicas or not layout:
+    if dp > replicas:
         layout.append(f"state sharded over {dp // replicas}")
+    elif tp == 1:
+        layout.append("state whole")
     if replicas > 1:
         layout.append(f"{replicas} replicas")
     words = [f"{world} x {device}: {', '.join(layout)}", trainer.precision]

@@ -203,9 +203,10 @@ class StrategyConfig(Frozen):
     )
     data_parallel_replicas: int = Field(
         default=1,
-        ge=1,
+        ge=0,
         description="HSDP: copies of the sharded state. With one per node, only gradients cross "
-        "nodes. 1 shards over all data-parallel ranks.",
+        "nodes. 1 shards over all data-parallel ranks. 0 chooses: 1 for the DiT, one on each rank "
+        "for the tokenizers, which are small.",
     )
     reshard_after_forward: bool = Field(
         default=True,

@@ -21,7 +21,12 @@ from torch.distributed.tensor import DTensor
 from components.lib.contract import UserError
 from components.lib.train.batches import Batch, shared_batch
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.gradients import clip, complete_partial_gradients, global_norm
+from components.lib.train.gradients import (
+    average_over_replicas,
+    clip,
+    complete_partial_gradients,
+    global_norm,
+)
 from components.lib.train.guard import LossGuard
 from components.lib.train.layout import Layout, global_view, local_part
 from components.lib.train.loader import Loader
@@ -127,6 +132,7 @@ class Engine:
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / self.micro_steps
         if self.waiting is not None:
             self.waiting.be_here()
+        average_over_replicas(self.parameters.values(), self.layout)
         complete_partial_gradients(self.parameters, self.task.partial_names(), self.layout)
         norm = global_norm(self.parameters.values(), self.layout)
         metrics = self._mean_over_ranks(totals)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from components.lib.train.layout import Layout, local_part
 
@@ -39,11 +40,30 @@ def complete_partial_gradients(
             grad.mul_(layout.tp)
 
 
+def average_over_replicas(parameters: Iterable[nn.Parameter], layout: Layout) -> None:
+    """Average the gradients of parameters that every rank holds whole, in one collective for all.
+
+    All ranks get the same bits, so their copies cannot drift apart. FSDP has averaged those of
+    sharded parameters already.
+    """
+    if layout.world == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]
+    if not grads:
+        return
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    dist.all_reduce(flat)
+    flat /= layout.world
+    sizes = [grad.numel() for grad in grads]
+    views = [part.view(grad.shape) for part, grad in zip(flat.split(sizes), grads, strict=True)]
+    torch._foreach_copy_(grads, views)
+
+
 def global_norm(parameters: Iterable[nn.Parameter], layout: Layout) -> torch.Tensor:
     """L2 norm of the whole gradient, fp32, the same on every rank.
 
-    Every rank holds another part of the global gradient, but for HSDP's replicas, which hold the
-    same one; their copies are divided out.
+    Every rank holds another part of the global gradient, but for replicas, which hold the same one;
+    their copies are divided out.
     """
     squares = torch.zeros((), dtype=torch.float32, device=layout.device)
     grads = [grad for parameter in parameters if (grad := local_grad(parameter)) is not None]

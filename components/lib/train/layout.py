@@ -137,7 +137,7 @@ def stop_processes() -> None:
 def check_layout(strategy: StrategyConfig, world: int) -> None:
     """Raises UserError unless ``world`` ranks can be cut into this layout."""
     tp, replicas = strategy.tensor_model_parallel_size, strategy.data_parallel_replicas
-    assert tp, "a size of 0 is resolved before (choices.resolve_layout)"
+    assert tp and replicas, "a size of 0 is resolved before (choices.resolve_layout)"
     if world % tp:
         raise UserError(
             f"trainer.strategy.tensor_model_parallel_size={tp} does not divide {world} processes."
@@ -159,12 +159,14 @@ def shard_model(
     """FSDP2 over each of ``units`` and then over the rest of the model, in place.
 
     ``shard_dim`` names the dimension that tensor parallelism splits, if any, by parameter name.
-    One process keeps a model whole that tensor parallelism never splits: they are the small ones,
-    for which FSDP is overhead (`components.lib.train.whole`).
+    A model that tensor parallelism never splits is a small one: with as many replicas as ranks each
+    keeps it whole, since FSDP would be overhead (`components.lib.train.whole`).
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     bf16 = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
-    if layout.world == 1 and all(shard_dim(name) is None for name in names.values()):
+    if layout.mesh.size(0) == layout.world and all(
+        shard_dim(name) is None for name in names.values()
+    ):
         keep_whole(model, bf16, methods=("encode",))
         return
 
@@ -276,7 +278,7 @@ def global_view(
     """``local``, on the host, as this rank's block of the global tensor over the whole mesh.
 
     ``like`` is the parameter whose shard ``local`` belongs to (a weight, a moment, an EMA), or
-    which one process holds whole.
+    which each process holds whole.
     """
     sharded = like.placements[-1] if isinstance(like, DTensor) else Shard(0)
     placements: tuple[Placement, ...] = (Replicate(), sharded)

@@ -73,7 +73,11 @@ def train_tokenizer() -> TokenizerConfig:
     """Cosmos-1.0-Tokenizer-CV8x8x8 or DV8x16x16 (`model.model`), as the guide trains it."""
     return TokenizerConfig(
         trainer=TrainerConfig(
-            max_steps=1000, val_check_interval=100, gradient_clip_val=0.0, compile=True
+            max_steps=1000,
+            val_check_interval=100,
+            gradient_clip_val=0.0,
+            compile=True,
+            strategy=StrategyConfig(data_parallel_replicas=0),
         ),
         optim=OptimConfig(
             config=OptimizerConfig(lr=1e-4, adam_beta1=0.5, adam_beta2=0.999, weight_decay=0.01)
@@ -125,6 +129,7 @@ def _tiny_tokenizer(model: str, factory: str) -> TokenizerConfig:
             precision="32-true",
             val_check_interval=24,
             gradient_clip_val=1.0,
+            strategy=StrategyConfig(data_parallel_replicas=0),
         ),
         optim=OptimConfig(
             config=OptimizerConfig(lr=1e-3, adam_beta1=0.9, adam_beta2=0.99),

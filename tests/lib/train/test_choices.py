@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from components.lib.cosmos.dit_config import DIT_PRESETS
-from components.lib.train.choices import choose_tp, describe_choices, resolve_layout
+from components.lib.train.choices import choose_tp, compile_mode, describe_choices, resolve_layout
 from components.lib.train.overrides import apply_overrides
 from components.lib.train.recipes import recipe
 
@@ -42,7 +42,19 @@ def test_a_size_that_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen.trainer.strategy.tensor_model_parallel_size == 8
     given = apply_overrides(wanted, ["trainer.strategy.tensor_model_parallel_size=2"])
     assert resolve_layout(given, H100) == given
-    assert resolve_layout(recipe("train_tokenizer"), H100) == recipe("train_tokenizer")
+
+
+def test_tokenizers_are_held_whole_by_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = recipe("train_tokenizer")
+    assert resolve_layout(wanted).trainer.strategy.data_parallel_replicas == 1
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    eight = resolve_layout(wanted, H100)
+    assert eight.trainer.strategy.data_parallel_replicas == 8
+    assert compile_mode(eight.trainer, 8, "NVIDIA H100") == "reduce-overhead"
+    assert compile_mode(eight.trainer, 8, "cpu") == "default"
+    sharded = apply_overrides(wanted, ["trainer.strategy.data_parallel_replicas=1"])
+    assert resolve_layout(sharded, H100) == sharded
+    assert compile_mode(sharded.trainer, 8, "NVIDIA H100") == "default"
 
 
 def test_on_cpus_nothing_is_shared_unless_asked_for() -> None:
@@ -58,7 +70,7 @@ def test_the_line_at_start_says_what_runs() -> None:
         "8 x NVIDIA H100: tensor parallel 4 with sequence parallel, state sharded over 2; "
         "bf16-mixed; blocks compiled, recompute auto; attention cudnn, else flash"
     )
-    assert describe_choices(recipe("train_tokenizer"), 1, "cpu") == (
-        "1 x cpu: state sharded over 1; bf16-mixed; encoder and decoder compiled (default), "
-        "channels last"
+    tokenizer = resolve_layout(recipe("train_tokenizer"))
+    assert describe_choices(tokenizer, 1, "cpu") == (
+        "1 x cpu: state whole; bf16-mixed; encoder and decoder compiled (default), channels last"
     )

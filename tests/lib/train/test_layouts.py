@@ -64,7 +64,9 @@ TOKENIZER_LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "CV on DP2": (2, []),
     "DV on 1": (1, DV),
     "DV on DP2": (2, DV),
+    "CV sharded over 2": (2, ["trainer.strategy.data_parallel_replicas=1"]),
 }
+TOKENIZER_RESUMED = "CV of DP2 on 1"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,18 @@ def runs(
         {"world": world, "folder": str(folders[name]), "arguments": tokenizer_arguments + extra}
         for name, (world, extra) in tokenizers.items()
     ]
+    if tokenizers:
+        cut = [*tokenizer_arguments, "trainer.max_steps=2"]
+        folders[TOKENIZER_RESUMED] = root / "tokenizer-resumed"
+        scenarios.append({"world": 2, "folder": f"{root}/tokenizer-saved", "arguments": cut})
+        scenarios.append(
+            {
+                "world": 1,
+                "folder": str(folders[TOKENIZER_RESUMED]),
+                "copy_of": f"{root}/tokenizer-saved",
+                "arguments": tokenizer_arguments,
+            }
+        )
     # The checkpoint that is continued elsewhere comes from as many ranks as there can be.
     saved = root / "saved"
     origin = (4, [TP + "2"]) if hardware.fits(4) else (2, [TP + "2", SP])
@@ -270,14 +284,24 @@ def test_compiled_blocks_train_as_the_others_do(
         )
 
 
-@pytest.mark.parametrize("family", ["CV", "DV"])
-def test_tokenizers_train_alike_on_two_ranks(
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("CV", "CV on DP2"),
+        ("DV", "DV on DP2"),
+        ("CV", "CV sharded over 2"),
+        ("CV", TOKENIZER_RESUMED),
+    ],
+)
+def test_tokenizers_train_alike_in_every_layout(
     family: str,
+    layout: str,
     runs: dict[str, Path],
     metrics: Callable[..., list[dict[str, float]]],
     hardware: Any,
 ) -> None:
-    one, two = run_of(runs, f"{family} on 1"), run_of(runs, f"{family} on DP2")
+    one, two = run_of(runs, f"{family} on 1"), run_of(runs, layout)
+    assert [step["step"] for step in metrics(two)] == [1, 2, 3]
     for name in ("loss", "grad_norm"):
         expected = [step[name] for step in metrics(one)]
         found = [step[name] for step in metrics(two)]
