@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ BUCKET = "cosmos"
 # How long an example takes says nothing on a shared machine.
 settings.register_profile("cosmos", deadline=None)
 settings.load_profile("cosmos")
+# A shell that starts this in the background has SIGINT ignored, which programs under test inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class SilentProgress:

@@ -1,8 +1,10 @@
-"""Whether ranks compute what one CPU process computes in fp32: loss and gradient norm, two steps.
+"""Whether ranks compute what one CPU process computes in fp32: loss and gradient norm, four steps.
 
 A network with heads for eight ranks starts from the same weights everywhere. Each layout that is
 timed first trains it as it trains the large one (bf16, compiled, the same attention and
 collectives) on the same global batch; the reference does so on the CPU, one sample after another.
+The steps are large enough for moments that got lost or mixed up on their way to the host and back
+to show in the loss (1e-2 when they come back as zeros).
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ GEOMETRY = DIT_PRESETS["tiny"].model_copy(
     update={"layers": 2, "hidden": 512, "heads": 8, "ffn": 1024}
 )
 LATENT: Shape = (16, 4, 16, 16)
-STEPS = 2
+STEPS = 4
+LR = 1e-3
 BATCH = 8
-#: Largest relative differences of loss and gradient norm: what bf16 is allowed.
-TOLERANCE = (2e-2, 6e-2)
+#: Largest relative differences of loss and gradient norm: four times what bf16 costs on a CPU.
+TOLERANCE = (5e-3, 2e-2)
 
 
 def write_model(folder: Path) -> None:
@@ -49,6 +52,7 @@ def first_steps(
     config = DiffusionConfig.model_validate(
         {
             "data": {"global_batch_size": BATCH},
+            "optim": {"config": {"lr": LR}},
             "trainer": {"max_steps": 1000, "strategy": strategy, **trainer},
         }
     )

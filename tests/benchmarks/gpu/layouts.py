@@ -127,7 +127,8 @@ def run_case(case: Case, report: Path) -> None:
             partial.replace(report)
 
     if case.agreement:
-        tell(steps=first_steps(strategy, trainer, layout, small))
+        place = {"optimizer_state": "gpu" if case.mode == "reference" else "host"}
+        tell(steps=first_steps(strategy, trainer | place, layout, small))
         reset()  # the compiler would generalise the sizes of this network to the large one's
     if case.mode == "reference":
         stop_processes()
