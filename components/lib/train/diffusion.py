@@ -41,7 +41,13 @@ from components.lib.train.lora import (
 )
 from components.lib.train.lora import shard_dim as lora_shard_dim
 from components.lib.train.prompts import PromptSource
-from components.lib.train.recompute import block_gradient_bytes, free_after_state, plan_waiting
+from components.lib.train.recompute import (
+    Room,
+    block_gradient_bytes,
+    device_bytes,
+    free_after_state,
+    plan_waiting,
+)
 from components.lib.train.task import Work
 from components.lib.train.waiting import host_bytes_left
 
@@ -186,30 +192,31 @@ class DiffusionTask:
     def prepare(self, batch: Batch, passes: int) -> bool:
         """Choose each block's recomputation, and where the optimizer's state waits."""
         trainer = self.config.trainer
-        if trainer.recompute != "auto" or self.layout.device.type != "cuda":
+        total = device_bytes(self.layout.device)
+        if trainer.recompute != "auto" or total is None:
             return trainer.optimizer_state == "host"
         ranks = self.layout.tp if self.layout.sequence_parallel else 1
         rows = self.work(batch).amount / ranks
         ema = bool(trainer.ema_decay)
-        free = free_after_state(self.model, ema=ema, accumulates=passes > 1)
+        free = free_after_state(self.model, total, ema=ema, accumulates=passes > 1)
         gradients = block_gradient_bytes(self.model)
         state = (2 + ema) * gradients  # moments and average are fp32 as well
-        room = host_bytes_left() - self.dit.layers * state
+        host = host_bytes_left() - self.dit.layers * state
         # Recomputation repeats tensor-parallel collectives, so all ranks need the same plan.
-        tightest = torch.tensor([free, -rows, room], dtype=torch.float64, device=self.layout.device)
+        tightest = torch.tensor([free, -rows, host], dtype=torch.float64, device=self.layout.device)
         dist.all_reduce(tightest, op=dist.ReduceOp.MIN)
-        free, rows, room = float(tightest[0]), -float(tightest[1]), float(tightest[2])
+        free, rows, host = float(tightest[0]), -float(tightest[1]), float(tightest[2])
         wish = trainer.optimizer_state
-        plan, waits = plan_waiting(
-            "gpu" if wish == "auto" and room < HOST_RESERVE else wish,
-            self.dit.layers,
-            rows * self.dit.hidden * 2,
-            free,
-            ranks,
+        room = Room(
+            blocks=self.dit.layers,
+            unit_bytes=rows * self.dit.hidden * 2,
+            free_bytes=free,
+            sequence_ranks=ranks,
             usable=trainer.recompute_memory,
             gradient_bytes=0.0 if passes > 1 else gradients,
-            state_bytes=state,
         )
+        place = "gpu" if wish == "auto" and host < HOST_RESERVE else wish
+        plan, waits = plan_waiting(place, room, state)
         configure_blocks(self._dit, checkpointing=plan, attention=self.attention)
         if self.layout.is_main:
             kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -42,35 +42,38 @@ def working(sequence_ranks: int = 1) -> float:
     return WORKING + WORKING_GATHERED * (sequence_ranks - 1)
 
 
-def plan_recompute(
-    blocks: int,
-    unit_bytes: float,
-    free_bytes: float,
-    sequence_ranks: int = 1,
-    *,
-    usable: float = 0.94,
-    gradient_bytes: float = 0.0,
-    waiting_bytes: float = 0.0,
-) -> list[Checkpointing]:
-    """The checkpointing of each block, the last blocks keeping the most.
+class Room(NamedTuple):
+    """What a plan is made for.
 
     ``unit_bytes`` is the size of one activation on this rank; ``free_bytes`` what is left on the
     device after weights and optimizer state, of which the part ``usable`` is planned with;
-    ``gradient_bytes`` a block's gradients on this rank, which take the place of its activations;
-    ``waiting_bytes`` its part of the optimizer's state if that waits on the host (`waiting`), which
-    ``free_bytes`` leaves out all the same.
-    When even ``full`` does not fit, ``full`` is what comes back: the estimate is no reason to
-    refuse.
+    ``gradient_bytes`` a block's gradients on this rank, which take the place of its activations.
     """
-    plan: list[Checkpointing] = [LADDER[0]] * blocks
+
+    blocks: int
+    unit_bytes: float
+    free_bytes: float
+    sequence_ranks: int = 1
+    usable: float = 0.94
+    gradient_bytes: float = 0.0
+
+
+def plan_recompute(room: Room, waiting_bytes: float = 0.0) -> list[Checkpointing]:
+    """The checkpointing of each block, the last blocks keeping the most.
+
+    ``waiting_bytes`` is a block's part of the optimizer's state if that waits on the host
+    (`waiting`); ``room.free_bytes`` leaves it out all the same. When even ``full`` does not fit,
+    ``full`` is what comes back: the estimate is no reason to refuse.
+    """
+    plan: list[Checkpointing] = [LADDER[0]] * room.blocks
+    at_work = working(room.sequence_ranks) * room.unit_bytes
     for upper in LADDER[1:]:
-        part = min(usable, USABLE_FOR_NONE) if upper == "none" else usable
-        for index in reversed(range(blocks)):
+        part = min(room.usable, USABLE_FOR_NONE) if upper == "none" else room.usable
+        budget = room.free_bytes * part + room.blocks * waiting_bytes - at_work
+        for index in reversed(range(room.blocks)):
             more: list[Checkpointing] = [*plan[:index], upper, *plan[index + 1 :]]
-            activations = [kept(kind, sequence_ranks) * unit_bytes for kind in more]
-            held = most_held(activations, gradient_bytes, waiting_bytes)
-            budget = free_bytes * part + blocks * waiting_bytes
-            if held + working(sequence_ranks) * unit_bytes > budget:
+            activations = [kept(kind, room.sequence_ranks) * room.unit_bytes for kind in more]
+            if most_held(activations, room.gradient_bytes, waiting_bytes) > budget:
                 return plan
             plan = more
     return plan
@@ -95,15 +98,7 @@ def most_held(activations: Sequence[float], gradient: float, waiting: float) -> 
 
 
 def plan_waiting(
-    wish: Literal["auto", "gpu", "host"],
-    blocks: int,
-    unit_bytes: float,
-    free_bytes: float,
-    sequence_ranks: int = 1,
-    *,
-    usable: float = 0.94,
-    gradient_bytes: float = 0.0,
-    state_bytes: float = 0.0,
+    wish: Literal["auto", "gpu", "host"], room: Room, state_bytes: float
 ) -> tuple[list[Checkpointing], bool]:
     """The plan, and whether the optimizer's state waits on the host during passes (`waiting`).
 
@@ -111,25 +106,10 @@ def plan_waiting(
     would otherwise be repeated: the rest of what recomputation costs is not worth a bus that is
     always busy.
     """
-    staying = plan_recompute(
-        blocks,
-        unit_bytes,
-        free_bytes,
-        sequence_ranks,
-        usable=usable,
-        gradient_bytes=gradient_bytes,
-    )
+    staying = plan_recompute(room)
     if wish == "gpu" or (wish == "auto" and not repeats_products(staying)):
         return staying, False
-    waiting = plan_recompute(
-        blocks,
-        unit_bytes,
-        free_bytes,
-        sequence_ranks,
-        usable=usable,
-        gradient_bytes=gradient_bytes,
-        waiting_bytes=state_bytes,
-    )
+    waiting = plan_recompute(room, state_bytes)
     if wish == "auto" and _kept_by(waiting) <= _kept_by(staying):
         return staying, False
     return waiting, True
@@ -144,8 +124,17 @@ def _kept_by(plan: Sequence[Checkpointing]) -> int:
     return sum(LADDER.index(kind) for kind in plan)
 
 
-def free_after_state(model: nn.Module, *, ema: bool, accumulates: bool = False) -> float:
-    """Bytes of this CUDA device that weights, Adam's moments and EMA will leave.
+def device_bytes(device: torch.device) -> float | None:
+    """Memory of a GPU; None for a CPU, whose memory is not planned with."""
+    if device.type != "cuda":
+        return None
+    return float(torch.cuda.get_device_properties(device).total_memory)
+
+
+def free_after_state(
+    model: nn.Module, total_bytes: float, *, ema: bool, accumulates: bool = False
+) -> float:
+    """Bytes of a device that weights, Adam's moments and EMA will leave.
 
     Gradients are left out unless they accumulate over several passes: they grow during the backward
     pass while activations go, out of the same memory (`layout.ReduceInPlace`). Computed from the
@@ -160,8 +149,7 @@ def free_after_state(model: nn.Module, *, ema: bool, accumulates: bool = False) 
     for block in model.get_submodule("blocks").children():
         largest = max(largest, sum(p.numel() for p in block.parameters()))
     gathered = 3 * largest * 2  # bf16 weights of the block at work and of the next, one gradient
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return total - state - gathered
+    return total_bytes - state - gathered
 
 
 def block_gradient_bytes(model: nn.Module) -> float:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from components.lib.train import diffusion
 from components.lib.train.config import DiffusionConfig
 from components.lib.train.layout import local_part, start_processes, stop_processes
+from components.lib.train.recompute import free_after_state
 from components.lib.train.waiting import back_after, gone_before, host_bytes_left
-from tests.benchmarks.gpu.random_dit import GEOMETRIES, RandomTask, build
+from tests.benchmarks.gpu.random_dit import GEOMETRIES, RandomTask, Shape, build
 
 LAYERS = 8
-LATENT = (16, 2, 8, 8)
+LATENT: Shape = (16, 2, 8, 8)
 LARGE = "blocks.block{}.blocks.2.block.layer1.weight"
 SMALL = GEOMETRIES["small"].model_copy(update={"layers": LAYERS})
 
@@ -22,7 +25,8 @@ SMALL = GEOMETRIES["small"].model_copy(update={"layers": LAYERS})
 class Run:
     """An engine of a small DiT on this process's CPU."""
 
-    def __init__(self, **trainer: object) -> None:
+    def __init__(self, latent: Shape = LATENT, **trainer: Any) -> None:
+        self.latent = latent
         self.config = DiffusionConfig.model_validate(
             {
                 "model": {"preset": "tiny"},
@@ -37,7 +41,7 @@ class Run:
 
     def __enter__(self) -> Run:
         layout = start_processes(self.config.trainer, model_parallel=True)
-        self.engine = build(self.config, SMALL, layout, LATENT)
+        self.engine = build(self.config, SMALL, layout, self.latent)
         self.engine.start_data()
         return self
 
@@ -62,7 +66,7 @@ class Run:
 
 
 @pytest.mark.parametrize("more", [{}, {"accumulate_grad_batches": 3, "ema_decay": 0.9}])
-def test_training_is_the_same_bit_for_bit(more: dict[str, object]) -> None:
+def test_training_is_the_same_bit_for_bit(more: dict[str, Any]) -> None:
     results = []
     for place in ("gpu", "host"):
         with Run(optimizer_state=place, **more) as run:
@@ -98,6 +102,32 @@ def test_state_is_away_between_the_passes_and_back_before_the_optimizer() -> Non
     assert seen["forward"] == [8, 8, 8, 6, 4, 2, 0, 0]
     assert seen["backward"] == [0, 0, 0, 0, 2, 4, 6, 8]
     assert at_step == [8]
+
+
+@pytest.mark.parametrize(
+    ("host_gib", "accumulate", "waits"), [(64, 1, True), (64, 3, True), (16, 1, False)]
+)
+def test_it_is_chosen_by_the_memory_there_is(
+    host_gib: int, accumulate: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In activations of 2,048 tokens x 128 x 2 bytes = 0.5 MiB: attention outputs kept and one block
+    # at work are 8 x 2.2 + 8 = 25.6, products kept in a block 8 more. A block's 184,384 weights are
+    # 1.41, its moments 2.81. 0.94 x 60 = 56.4 are enough for 3 blocks; 56.4 + 8 x 2.81 for 6.
+    monkeypatch.setattr(diffusion, "host_bytes_left", lambda: host_gib * 2.0**30)
+    with Run((16, 2, 64, 64), recompute="auto", accumulate_grad_batches=accumulate) as run:
+        model, unit = run.engine.task.model, 2048 * 128 * 2
+        weights = sum(local_part(p).numel() for p in model.get_submodule("blocks").parameters())
+        assert weights == LAYERS * 184_384
+        held = 0 - free_after_state(model, 0.0, ema=False, accumulates=accumulate > 1)
+        monkeypatch.setattr(diffusion, "device_bytes", lambda _: held + 60 * unit)
+        plans = []
+        for _ in range(2):
+            run.steps(1)
+            plans.append([getattr(block, "checkpointing", "") for block in run.engine.task.units()])
+        assert plans[0] == plans[1]
+        assert (run.engine.waiting is not None) == waits
+        light = 6 if waits else 3
+        assert plans[0] == ["selective"] * (LAYERS - light) + ["light"] * light
 
 
 def test_pace_ends_in_time() -> None:
