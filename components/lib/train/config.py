@@ -267,7 +267,8 @@ class TrainerConfig(Frozen):
     compile_mode: Literal["auto", "default", "reduce-overhead"] = Field(
         default="auto",
         description="Of the tokenizers' compiled networks: reduce-overhead replays their kernels "
-        "as CUDA graphs, which are shorter than launching them. auto: so on one GPU.",
+        "as CUDA graphs, since launching them takes longer than they do. auto: so where each GPU "
+        "holds the network whole.",
     )
     attention: Literal["auto", "cudnn", "flash4", "flash", "efficient", "math"] = Field(
         default="auto",

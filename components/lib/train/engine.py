@@ -172,19 +172,13 @@ class Engine:
             self.waiting.leave()
 
     def _waiting_state(self) -> WaitingState:
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
         units = self.task.units()
-        held = {f"{kind}.{name}": local_part(value) for kind, name, value in self._held()}
-        kinds = ("exp_avg", "exp_avg_sq", *(["ema"] if self.ema else []))
-        state = [
-            {
-                f"{kind}.{name}": held[f"{kind}.{name}"]
-                for parameter in unit.parameters()
-                if (name := names.get(id(parameter)))
-                for kind in kinds
-            }
-            for unit in units
-        ]
+        owner = {id(p): number for number, unit in enumerate(units) for p in unit.parameters()}
+        state: list[dict[str, torch.Tensor]] = [{} for _ in units]
+        for kind, name, value in self._held():
+            number = owner.get(id(self.parameters[name]))
+            if kind != "model" and number is not None:
+                state[number][f"{kind}.{name}"] = local_part(value)
         return WaitingState(units, state, self.layout.device)
 
     def _mean_over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -8,9 +8,9 @@ before its end; in the last part of the backward pass they come back into memory
 have left. The optimizer then runs on the GPU as ever and computes the same, bit for bit. What is
 kept instead saves recomputation.
 
-The trade-off: page-locked buffers of that size for the whole run, which take a while to make (0.25
-s a GiB), and a bus that is busy for a part of each step; the copies run beside the
-computation on a stream of their own.
+The trade-off: page-locked buffers of that size for the whole run, which take 0.25 s a GiB to make,
+and a bus that is busy for a part of each step; the copies run beside the computation on a stream of
+their own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class WaitingState:
         device: torch.device,
     ) -> None:
         """``state``: for each block its local tensors by name. Allocates the buffers."""
-        self.device = device
         self.returns = True
         self._state = [
             {name: value for name, value in part.items() if value.nbytes >= SMALLEST_BYTES}

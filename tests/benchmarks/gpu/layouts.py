@@ -338,9 +338,8 @@ def timed(run: Run, agreement: str, wanted: list[list[float]]) -> Iterator[str]:
             yield line(f"{geometry}, {options.baseline_layers} layers, 1 GPU", found, base)
         for cut in options.cuts:
             more = {"breakdown": not options.no_breakdown, "checkpoint": options.checkpoint}
-            more["agreement"] = agreement
             with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-                case = run.case(geometry, layers, cut, folder=folder, **more)
+                case = run.case(geometry, layers, cut, folder=folder, agreement=agreement, **more)
                 found = run.measure(case, run.world)
             yield line(f"{geometry}, {layers} layers, {cut.name}", found, base)
             if wanted and "steps" in found:

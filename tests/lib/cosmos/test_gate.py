@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
-from components.lib.cosmos.dit import DiT, configure_blocks
-from components.lib.cosmos.dit_block import Checkpointing, TransformerBlock
+from components.lib.cosmos.dit import DiT
+from components.lib.cosmos.dit_block import Checkpointing
 from components.lib.cosmos.dit_config import DIT_PRESETS
 from components.lib.cosmos.flops import KEPT
 from components.lib.cosmos.parallel import gated_linear
+from tests.lib.cosmos.held import held_by_block
 
 CONFIG = DIT_PRESETS["7B"].model_copy(
     update={
@@ -46,34 +45,7 @@ def test_a_gated_product_and_its_gradients_are_the_formula(samples: int) -> None
 
 def kept(mode: Checkpointing) -> float:
     """Activations of tokens x hidden that autograd holds after a compiled block's forward pass."""
-    torch.manual_seed(0)
-    model = DiT(CONFIG, seed=0).bfloat16()
-    configure_blocks(model, checkpointing=mode)
-    block = model.blocks["block0"]
-    assert isinstance(block, TransformerBlock)
-    block.compile_run("aot_eager_decomp_partition")
-    x = torch.randn(TOKENS, 1, 128, dtype=torch.bfloat16, requires_grad=True)
-    noise, shared = (
-        torch.randn(1, n, dtype=torch.bfloat16, requires_grad=True) for n in (128, 384)
-    )
-    angles = [torch.randn(TOKENS, 1, 1, CONFIG.head_dim, dtype=torch.bfloat16) for _ in "cs"]
-    given = [torch.randn_like(x), torch.randn(8, 1, 8, dtype=torch.bfloat16), *angles]
-    known = {value.untyped_storage().data_ptr() for value in [*given, *model.parameters()]}
-    held: dict[int, int] = {}
-
-    def pack(value: torch.Tensor) -> torch.Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in known:
-            held[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    def unpack(value: Any) -> Any:
-        return value
-
-    positions, text, *rotary = given
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        block(x, positions, noise, shared, text, (rotary[0], rotary[1]), TOKENS)
-    return sum(held.values()) / (TOKENS * 128 * 2)
+    return held_by_block(DiT(CONFIG, seed=0).bfloat16(), mode, TOKENS)
 
 
 @pytest.mark.parametrize("mode", ["full", "selective", "light"])
