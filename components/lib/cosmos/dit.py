@@ -206,7 +206,8 @@ def configure_blocks(
     results of matrix products; ``full`` recomputes all. One word for all blocks, or one for each.
     ``attention`` is what `components.lib.cosmos.attention.choose` makes of the wish on a device;
     None leaves it.
-    Compiled blocks share one graph (``compiler`` is a torch.compile backend).
+    Compiled blocks share their graphs, one for each way they run (``compiler`` is a backend of
+    torch.compile).
     """
     count = len(model.blocks)
     kinds = [checkpointing] * count if isinstance(checkpointing, str) else checkpointing
@@ -217,7 +218,7 @@ def configure_blocks(
             if attention is not None and isinstance(module, Attention):
                 module.backend = attention
         if compile_blocks:
-            block.compile_run(compiler)
+            block.compile_ways(compiler)
 
 
 def tp_shard_dim(name: str) -> int | None:

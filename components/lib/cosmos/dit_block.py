@@ -175,7 +175,7 @@ class TransformerBlock(nn.Module):
                 SubBlock(config, FeedForward(config, parallel)),
             ]
         )
-        self._run: Callable[..., Tensor] = self._checkpointed
+        self._ways = self._eager_ways()
 
     def forward(
         self,
@@ -188,19 +188,40 @@ class TransformerBlock(nn.Module):
         tokens: int,
     ) -> Tensor:
         """x [rows, B, hidden] -> the same. ``tokens``: all tokens; rows: this rank's share."""
-        return self._run(x, positions, noise, shared, text, rotary, tokens)
+        way = self.checkpointing if torch.is_grad_enabled() else "forward only"
+        return self._ways[way](x, positions, noise, shared, text, rotary, tokens)
 
-    def compile_run(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile the block's work into one graph."""
-        self._run = torch.compile(self._checkpointed, fullgraph=True, backend=backend)
+    def compile_ways(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the block's work into one graph, whichever way it runs."""
+        compiled = partial(torch.compile, fullgraph=True, backend=backend)
+        self._ways = {way: compiled(run) for way, run in self._eager_ways().items()}
 
-    def _checkpointed(self, *inputs: Any) -> Tensor:
-        if self.checkpointing == "none" or not torch.is_grad_enabled():
-            return self._work(*inputs)
-        if self.checkpointing == "full":
-            return checkpoint(self._work, *inputs, use_reentrant=False)
-        kept = PRODUCT_OPS if self.checkpointing == "light" else ATTENTION_OPS
-        keep = partial(create_selective_checkpoint_contexts, partial(worth_keeping, kept))
+    def _eager_ways(self) -> dict[str, Callable[..., Tensor]]:
+        """A method for each way to run.
+
+        The compiler counts the graphs of one method and refuses a ninth. Together, the ways of a
+        plan that mixes them, with and without gradients, on clips of several sizes, need more.
+        """
+        return {
+            "none": self._work,
+            "light": self._light,
+            "selective": self._selective,
+            "full": self._full,
+            "forward only": self._forward_only,
+        }
+
+    def _forward_only(self, *inputs: Any) -> Tensor:
+        return self._work(*inputs)
+
+    def _full(self, *inputs: Any) -> Tensor:
+        return checkpoint(self._work, *inputs, use_reentrant=False)
+
+    def _selective(self, *inputs: Any) -> Tensor:
+        keep = partial(create_selective_checkpoint_contexts, partial(worth_keeping, ATTENTION_OPS))
+        return checkpoint(self._work, *inputs, use_reentrant=False, context_fn=keep)
+
+    def _light(self, *inputs: Any) -> Tensor:
+        keep = partial(create_selective_checkpoint_contexts, partial(worth_keeping, PRODUCT_OPS))
         return checkpoint(self._work, *inputs, use_reentrant=False, context_fn=keep)
 
     def _work(

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -231,6 +232,29 @@ def test_all_blocks_together_compile_to_one_graph(checkpointing: Checkpointing) 
     result = worst_difference(config, (3, 8, 12), checkpointing=checkpointing, compiled=True)
     assert_equal(result)
     assert result["graphs"] == 1
+
+
+def test_blocks_that_run_in_several_ways_take_clips_of_several_sizes() -> None:
+    """A memory plan mixes checkpointing, training validates, and fleets' clips differ in size."""
+    torch._dynamo.reset()
+    kinds: list[Checkpointing] = ["full", "selective", "light", "none"]
+    config = SMALL.model_copy(update={"layers": len(kinds)})
+    eager, compiled = DiT(config, seed=3), DiT(config, seed=3)
+    configure_blocks(compiled, checkpointing=kinds, compile_blocks=True, compiler="aot_eager")
+    generator = torch.Generator().manual_seed(4)
+    for batch, size in product((1, 2, 3), ((1, 4, 4), (2, 4, 4), (3, 8, 12), (1, 4, 10))):
+        x = torch.randn(batch, config.latent_channels, *size, generator=generator)
+        text = torch.randn(batch, 5, config.text_dim, generator=generator)
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                noise = torch.zeros(batch)
+                expected, found = eager(x, noise, text), compiled(x, noise, text)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            if gradients:
+                found.square().mean().backward()
+                expected.square().mean().backward()
+    for (name, mine), plain in zip(compiled.named_parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_tensor_parallel_equals_diffusers(tmp_path: Path) -> None:
