@@ -25,6 +25,8 @@ from components.lib.cosmos.tokenizer import CosmosTokenizer
 
 # Forward passes queued on a GPU before the host waits for the oldest.
 IN_FLIGHT = 2
+# Graphs of one encoder: sizes x lengths x clips in a forward pass.
+MAX_SHAPES = 256
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,23 @@ class LatentEncoder:
         return done
 
 
+def compiled_by_shape(
+    run: Callable[[Tensor], Tensor], backend: str | Callable[..., Any] = "inductor"
+) -> Callable[[Tensor], Tensor]:
+    """``run`` with a graph for each shape of its input.
+
+    The compiler runs a ninth shape as it is. That is slower, and since it rounds otherwise, the
+    bits of a latent would depend on which shapes had come before.
+    """
+    compiled = torch.compile(run, dynamic=False, backend=backend)
+
+    def call(frames: Tensor) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
+            return compiled(frames)
+
+    return call
+
+
 def encoder_of(tokenizer: CosmosTokenizer, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Bytes [B, T, H, W, 3] to latents [B, C, T', H', W'], not normalised, in ``dtype``.
 
@@ -107,9 +126,11 @@ def encoder_of(tokenizer: CosmosTokenizer, dtype: torch.dtype) -> Callable[[Tens
     each shape of clip, which fuses its elementwise work.
     """
     window = tokenizer.config.window
-    folded = fold_encoder(tokenizer, dtype) if can_fold(tokenizer) else None
-    if folded is not None and next(tokenizer.parameters()).is_cuda:
-        folded = torch.compile(folded, dynamic=False)
+    folded: Callable[[Tensor], Tensor] | None = None
+    if can_fold(tokenizer):
+        folded = fold_encoder(tokenizer, dtype)
+        if next(tokenizer.parameters()).is_cuda:
+            folded = compiled_by_shape(folded)
 
     def encode(frames: Tensor) -> Tensor:
         if folded is not None and frames.shape[1] <= window:

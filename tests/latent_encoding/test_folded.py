@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from components.latent_encoding.encode import encoder_of
+from components.latent_encoding.encode import compiled_by_shape, encoder_of
 from components.latent_encoding.folded import can_fold, fold_encoder
 from components.lib.cosmos.formats.tiny import initial_tokenizer
 from components.lib.cosmos.tokenizer import CosmosTokenizer
@@ -64,6 +65,19 @@ def test_a_clip_does_not_depend_on_its_neighbours_in_a_batch() -> None:
     video = torch.randint(0, 256, (3, 9, 48, 64, 3), dtype=torch.uint8)
     alone = encode(video[1:2])
     torch.testing.assert_close(encode(video)[1:2], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_every_shape_of_clip_is_compiled() -> None:
+    """Buckets of sizes and lengths make more shapes than the compiler takes by default."""
+    torch._dynamo.reset()
+    encode = fold_encoder(make(CONFIGS["CV8x8x8 geometry"]), torch.float32)
+    counter = CompileCounterWithBackend("eager")
+    compiled = compiled_by_shape(encode, counter)
+    shapes = [(clips, frames, 16, 32) for clips in (1, 2, 3) for frames in (1, 9, 17, 25)]
+    for shape in [*shapes, *shapes]:
+        video = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
+        torch.testing.assert_close(compiled(video), encode(video), rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == len(shapes) > 8
 
 
 def test_clips_longer_than_a_window_are_coded_window_by_window() -> None:

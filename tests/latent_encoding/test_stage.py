@@ -24,6 +24,7 @@ from components.lib.shards.guide import iter_guide_samples
 from components.lib.shards.latents import parse_latent, prompt_digest
 from components.lib.shards.tar import iter_samples
 from components.lib.store import ObjectStore
+from components.lib.train.dataset import largest_latent
 from components.lib.video.frames import read_clip
 from components.lib.video.records import VideoRecord
 
@@ -242,6 +243,7 @@ def test_buckets_give_each_video_its_shape_and_length(
     shapes = {tuple(shape["latent_shape"]) for shape in result.manifest.summary["shapes"]}
     found = {tuple(latent.shape) for latent, _ in read_samples(result.manifest, store).values()}
     assert found == shapes == {(16, 4, 8, 20), (16, 2, 8, 8)}
+    assert largest_latent(result.manifest) == (16, 4, 8, 20)  # what training plans memory for
     assert result.manifest.summary["latent_shape"] is None
     metas = [e.meta for e in result.manifest.files if e.path.endswith(".tar")]
     assert {tuple(meta["shape"]) for meta in metas} == shapes

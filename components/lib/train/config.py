@@ -247,7 +247,8 @@ class TrainerConfig(Frozen):
         default="none",
         description="Activation checkpointing of each block. full: keep a block's input only. "
         "selective: also attention outputs. light: also the results of matrix products. none: all. "
-        "auto: for each block the least recomputation that the GPU's memory allows.",
+        "auto: for each block the least recomputation that the GPU's memory allows for the data "
+        "set's largest clip (which its manifest names; of a folder: for the first batch).",
     )
     recompute_memory: float = Field(
         default=0.94,

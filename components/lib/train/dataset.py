@@ -7,6 +7,7 @@ order is free (`order`).
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import Literal, Protocol
@@ -148,6 +149,13 @@ def _from_manifest(
     if not source.counts("train"):
         raise UserError(f"{ref} lists no training samples.")
     return source, manifest
+
+
+def largest_latent(manifest: Manifest | None) -> tuple[int, ...] | None:
+    """[C, T, H, W] of the largest latent of a data set; None where no manifest tells."""
+    shapes = manifest.summary.get("shapes", []) if manifest is not None else []
+    found = [tuple(int(size) for size in shape["latent_shape"]) for shape in shapes]
+    return max(found, key=math.prod, default=None)
 
 
 def _guide_folder(folder: Path) -> dict[Split, dict[str, ShardRef]]:

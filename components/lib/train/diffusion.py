@@ -7,7 +7,8 @@ or two models, compare; the training loss is too noisy for that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,11 @@ class DiffusionTask:
         source: SampleSource,
         prompts: PromptSource,
         start: Path | None,
+        largest: tuple[int, ...] | None = None,
     ) -> None:
+        """``largest``: [C, T, H, W] of the largest latent that will come, if that is known."""
         self.config, self.layout, self.source, self.prompts = config, layout, source, prompts
+        self.largest = largest
         self.dit = dit_config(config, start)
         # With weights to load nothing is allocated before the model is sharded.
         context = torch.device("meta") if start is not None else torch.device("cpu")
@@ -196,7 +200,10 @@ class DiffusionTask:
         if trainer.recompute != "auto" or total is None:
             return trainer.optimizer_state == "host"
         ranks = self.layout.tp if self.layout.sequence_parallel else 1
-        rows = self.work(batch).amount / ranks
+        # The first batch need not be the largest, and the plan must hold for all.
+        shapes = [shape for shape in (batch["latent"].shape[1:], self.largest) if shape]
+        tokens = max(self._tokens(shape) for shape in shapes)
+        rows = len(batch["latent"]) * tokens / ranks
         ema = bool(trainer.ema_decay)
         free = free_after_state(self.model, total, ema=ema, accumulates=passes > 1)
         gradients = block_gradient_bytes(self.model)
@@ -284,14 +291,17 @@ class DiffusionTask:
 
     def work(self, batch: Batch) -> Work:
         """Tokens after patching."""
-        frames, height, width = batch["latent"].shape[2:]
-        tokens = frames * height * width // self.dit.patch_volume
+        tokens = self._tokens(batch["latent"].shape[1:])
         samples = len(batch["latent"])
         return Work(
             unit="tokens",
             amount=samples * tokens,
             forward_flops=samples * float(dit_forward_flops(self.dit, tokens)),
         )
+
+    def _tokens(self, latent: Sequence[int]) -> int:
+        """Of a latent [C, T, H, W] after patching."""
+        return math.prod(latent[1:]) // self.dit.patch_volume
 
     def export(self, folder: Path, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         """A canonical folder in bf16, as the official weights are (fp32 for 32-true runs)."""

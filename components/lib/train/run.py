@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from components.lib.contract import UserError
 from components.lib.train import EXIT_RESUME
 from components.lib.train.choices import describe_choices, resolve_layout
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
@@ -44,11 +45,24 @@ def make_loop(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> Loop
 
 
 def train(config: DiffusionConfig | TokenizerConfig) -> int:
-    """Train and export. Returns the exit code: 0, or EXIT_RESUME after SIGTERM."""
+    """Train and export. Returns the exit code: 0, or EXIT_RESUME after SIGTERM.
+
+    Raises UserError, also when a GPU's memory does not suffice.
+    """
     # FSDP2 warns that the DiT returns a view; nothing here changes an output in place.
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     config = resolve_layout(config)
     layout = start_processes(config.trainer, model_parallel=isinstance(config, DiffusionConfig))
+    try:
+        code = _train(config, layout)
+    except torch.OutOfMemoryError as error:
+        raise UserError(memory_advice(config, layout, str(error))) from error
+    if not code:
+        stop_processes()
+    return code
+
+
+def _train(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> int:
     store = open_store(config)
     loop = make_loop(config, layout)
     session = Session(config, build_engine(config, layout, store), store, loop.sinks)
@@ -67,5 +81,32 @@ def train(config: DiffusionConfig | TokenizerConfig) -> int:
         return EXIT_RESUME
     finally:
         session.engine.stop_data()
-    stop_processes()
     return 0
+
+
+def memory_advice(config: DiffusionConfig | TokenizerConfig, layout: Layout, allocator: str) -> str:
+    """What to change when memory has run out, the cheapest first. ``allocator``: its message."""
+    trainer, data = config.trainer, config.data
+    advice = []
+    if data.micro_batch_size > 1:
+        advice.append(f"data.micro_batch_size=1 (now {data.micro_batch_size})")
+    if isinstance(config, DiffusionConfig):
+        if trainer.recompute == "auto":
+            advice.append(f"trainer.recompute_memory below {trainer.recompute_memory:g}")
+        if trainer.recompute != "full":
+            advice.append(f"trainer.recompute=full (now {trainer.recompute})")
+        if trainer.optimizer_state != "host":
+            advice.append(f"trainer.optimizer_state=host (now {trainer.optimizer_state})")
+        if not config.model.lora.rank:
+            advice.append("model.lora.rank=16, which trains far fewer weights")
+        tp = trainer.strategy.tensor_model_parallel_size
+        advice.append(f"trainer.strategy.tensor_model_parallel_size above {tp} on more GPUs")
+    else:
+        clip = config.data.task_encoder
+        advice.append(f"data.task_encoder.crop_height below {clip.crop_height}")
+        advice.append(f"data.task_encoder.temporal_crop below {clip.temporal_crop}")
+    asked = ". ".join(allocator.splitlines()[0].split(". ")[:2]).rstrip(".")
+    return (
+        f"Rank {layout.rank} ran out of GPU memory ({asked}). Start again with one of: "
+        f"{'; '.join(advice)}."
+    )

@@ -15,7 +15,7 @@ from components.lib.contract import UserError
 from components.lib.manifest import Manifest, load_manifest
 from components.lib.store import ObjectStore
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.dataset import open_source
+from components.lib.train.dataset import largest_latent, open_source
 from components.lib.train.engine import Engine
 from components.lib.train.layout import Layout, shard_model
 from components.lib.train.task import Task
@@ -49,7 +49,7 @@ def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -
     log_dir = Path(config.log.log_dir)
     start = fetch_model(start_path(config), store, log_dir / "start")
     cache = Path(config.data.cache_dir) if config.data.cache_dir else log_dir / "cache"
-    source, _ = open_source(
+    source, manifest = open_source(
         config.data.path, store, cache_dir=cache, max_bytes=int(config.data.cache_gib * 2**30)
     )
     task: Task
@@ -58,7 +58,7 @@ def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -
         from components.lib.train.prompts import open_prompts
 
         prompts = open_prompts(config.data.prompts, store)
-        task = DiffusionTask(config, layout, source, prompts, start)
+        task = DiffusionTask(config, layout, source, prompts, start, largest_latent(manifest))
     else:
         from components.lib.train.perceptual import load_vgg16
         from components.lib.train.tokenizer import TokenizerTask, needs_flow, needs_vgg

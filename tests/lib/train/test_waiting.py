@@ -130,6 +130,22 @@ def test_it_is_chosen_by_the_memory_there_is(
         assert plans[0] == ["selective"] * (LAYERS - light) + ["light"] * light
 
 
+def test_the_plan_is_for_the_largest_clip_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch of a data set of several sizes may be a small one."""
+    plans = []
+    for latent, largest in [((16, 2, 64, 64), None), (LATENT, (16, 2, 64, 64)), (LATENT, None)]:
+        with Run(latent, recompute="auto", optimizer_state="gpu") as run:
+            task = run.engine.task
+            assert isinstance(task, diffusion.DiffusionTask)
+            task.largest = largest
+            held = 0 - free_after_state(task.model, 0.0, ema=False)
+            monkeypatch.setattr(diffusion, "device_bytes", lambda _, held=held: held + 2**25)
+            run.steps(1)
+            plans.append([getattr(block, "checkpointing", "") for block in task.units()])
+    large, small_first, small = plans
+    assert small_first == large != small == ["none"] * LAYERS
+
+
 def test_pace_ends_in_time() -> None:
     for count in range(2, 40):
         assert gone_before(0, count) == 0
