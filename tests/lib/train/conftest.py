@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,16 +43,15 @@ def small_dit() -> DiTConfig:
     return SMALL
 
 
-@pytest.fixture(scope="session")
-def latent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tars of small latents: 3 training shards of unequal size, 1 held-out shard."""
-    folder = tmp_path_factory.mktemp("latents")
+def write_latents(folder: Path, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Small latents of these shapes in turn: 3 training shards of unequal size, 1 held out."""
     generator = torch.Generator().manual_seed(1)
     sizes = {"train-0.tar": 5, "train-1.tar": 2, "train-2.tar": 4, "validation-0.tar": 3}
     for shard, (name, count) in enumerate(sizes.items()):
         with tarfile.open(folder / name, "w") as archive:
             for number in range(count):
-                latent = torch.randn(LATENT, generator=generator).bfloat16()
+                _, frames, height, width = shape = shapes[(shard + number) % len(shapes)]
+                latent = torch.randn(shape, generator=generator).bfloat16()
                 prompt = PROMPTS[(shard + number) % len(PROMPTS)]
                 info = ClipInfo(
                     video=name,
@@ -61,19 +60,34 @@ def latent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     prompt_sha256=prompt_digest(prompt),
                     start=0,
                     start_frame=0,
-                    num_frames=17,
+                    num_frames=8 * frames - 7,
                     fps=24.0,
                     source_fps=24.0,
-                    height=48,
-                    width=48,
-                    clip_height=48,
-                    clip_width=48,
+                    height=8 * height,
+                    width=8 * width,
+                    clip_height=8 * height,
+                    clip_width=8 * width,
                     resize="crop",
                 )
                 for extension, data in latent_parts(latent, info).items():
                     member = tarfile.TarInfo(f"{number:06d}.{extension}")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def latent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents of one size."""
+    folder = tmp_path_factory.mktemp("latents")
+    write_latents(folder, [LATENT])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sized_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents of several sizes, as buckets make them: 27, 10, 48 and 30 tokens."""
+    folder = tmp_path_factory.mktemp("sized")
+    write_latents(folder, [LATENT, (16, 1, 4, 10), (16, 4, 8, 6), (16, 2, 10, 6)])
     return folder
 
 

@@ -58,6 +58,15 @@ LORA_LAYOUTS: dict[str, tuple[int, list[str]]] = {
 LORA_RESUMED = "LoRA of TP2 SP on 1"
 COMPILE = "trainer.compile=true"
 COMPILED = "DP2, compiled"
+SIZED_LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "sizes on 1": (1, []),
+    "sizes on DP2": (2, []),
+    "sizes on TP2 SP x DP2": (4, [TP + "2", SP]),
+    "sizes on DP2, compiled": (
+        2,
+        [COMPILE, "trainer.recompute=selective", "trainer.val_check_interval=0"],
+    ),
+}
 DV = ["--factory", "tiny_tokenizer_dv"]
 TOKENIZER_LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "CV on 1": (1, []),
@@ -75,15 +84,27 @@ def runs(
     trainings: Callable[..., None],
     diffusion_arguments: list[str],
     tokenizer_arguments: list[str],
+    sized_folder: Path,
     hardware: Any,
 ) -> dict[str, Path]:
     """Folder of each layout's run; also a run saved at TP2 x DP2 and continued elsewhere."""
     root = tmp_path_factory.mktemp("layouts")
     everything = [*LAYOUTS, *LORA_LAYOUTS, *TOKENIZER_LAYOUTS, *LIGHTNING_LAYOUTS, COMPILED]
+    everything += SIZED_LAYOUTS
     folders = {name: root / f"layout-{number}" for number, name in enumerate(everything)}
     scenarios: list[dict[str, Any]] = [
         {"world": world, "folder": str(folders[name]), "arguments": diffusion_arguments + extra}
         for name, (world, extra) in {**LAYOUTS, **LORA_LAYOUTS}.items()
+    ]
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(root / "compiled")}
+    scenarios += [
+        {
+            "world": world,
+            "folder": str(folders[name]),
+            "arguments": [*diffusion_arguments, f"data.path={sized_folder}", *extra],
+            "env": cache,
+        }
+        for name, (world, extra) in SIZED_LAYOUTS.items()
     ]
     # On CPUs some operators of the tokenizers do not exist in bf16.
     tokenizers = TOKENIZER_LAYOUTS if hardware.gpus or not hardware.bf16 else {}
@@ -129,7 +150,7 @@ def runs(
             "world": 2,
             "folder": str(folders[COMPILED]),
             "arguments": [*diffusion_arguments, COMPILE, "trainer.val_check_interval=0"],
-            "env": {"TORCHINDUCTOR_CACHE_DIR": str(root / "compiled")},
+            "env": cache,
         }
     )
     for name, (world, extra) in RESUMED.items():
@@ -194,6 +215,28 @@ def test_losses_and_gradient_norms_equal_one_process(
     assert metrics(runs[layout], "validation")[-1]["loss"] == pytest.approx(
         held_out, rel=hardware.loss
     )
+
+
+@pytest.mark.parametrize("layout", list(SIZED_LAYOUTS)[1:])
+def test_clips_of_several_sizes_train_alike_in_every_layout(
+    layout: str,
+    runs: dict[str, Path],
+    metrics: Callable[..., list[dict[str, float]]],
+    hardware: Any,
+) -> None:
+    """Ranks then have different sizes in the same step, and all of them count as work."""
+    expected, found = metrics(runs["sizes on 1"]), metrics(run_of(runs, layout))
+    assert len(found) == 4
+    for name in ("loss", "grad_norm"):
+        assert [step[name] for step in found] == pytest.approx(
+            [step[name] for step in expected], rel=hardware.tolerance(name)
+        )
+    work = [
+        [step["tokens_per_second"] * step["step_seconds"] for step in steps]
+        for steps in (found, expected)
+    ]
+    assert work[0] == pytest.approx(work[1], rel=1e-6)
+    assert min(work[0]) < max(work[0])
 
 
 @pytest.mark.parametrize("layout", ["TP2 SP x DP2", "HSDP 2x2"])
