@@ -10,6 +10,7 @@ from components.evaluation import tokenizer
 from components.evaluation.family import COLUMNS, COMPARED, SHORT, Setting
 from components.evaluation.held_out import HeldOut, video_clips
 from components.lib.contract import UserError
+from components.lib.cosmos.inference import speed_up_tokenizer
 from components.lib.cosmos.model_folder import download_model, load_tokenizer
 from components.lib.manifest import Manifest, load_manifest
 from components.lib.report import pictures, quality
@@ -53,6 +54,7 @@ class TokenizerFamily(Setting):
     ) -> dict[str, list[ClipScore]]:
         """See `Family`."""
         model = load_tokenizer(folder, device=self.device, dtype=self.dtype)
+        speed_up_tokenizer(model)
         found = {}
         for name, held in sets.items():
             clips = video_clips(held, self.store, self.scratch, self.config.max_clips)

@@ -62,8 +62,13 @@ def command(
         str, typer.Option(help="bfloat16 or float32; auto: bfloat16 on a GPU.")
     ] = "auto",
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the blocks: slower to start, then faster.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the blocks: slower to start, then faster. Default: large models on GPUs.",
+            show_default=False,
+        ),
+    ] = None,
     ema: Annotated[
         bool, typer.Option("--ema", help="Of a training run, take the averaged weights.")
     ] = False,
@@ -89,13 +94,15 @@ def command(
     }
     request = parse_request(settings)
     place, kind = choose_device(device, dtype)
-    from components.lib.cosmos.dit import DiT, configure_blocks
+    from components.lib.cosmos.dit import DiT
+    from components.lib.cosmos.inference import speed_up_dit
     from components.lib.cosmos.model_folder import load_dit, load_tokenizer
     from components.lib.cosmos.text import TextEncoder
     from components.lib.cosmos.text_to_video import StoredEmbedding, make_video
     from components.lib.progress import default_progress
     from components.lib.video.encode import write_mp4
 
+    progress = default_progress()
     with tempfile.TemporaryDirectory(prefix="cosmos-sample-") as scratch:
 
         def fetch(source: str, part: str, prefix: str = "model/") -> Path:
@@ -108,7 +115,7 @@ def command(
 
         def load_model() -> DiT:
             dit = load_dit(fetch(model, "dit", "model_ema/" if ema else "model/"), place, kind)
-            configure_blocks(dit, compile_blocks=compiled)
+            progress.log(speed_up_dit(dit, compiled))
             return dit
 
         frames_made = make_video(
@@ -116,7 +123,7 @@ def command(
             load_text=load_text,
             load_model=load_model,
             load_tokenizer=lambda: load_tokenizer(fetch(tokenizer, "tokenizer"), "cpu", kind),
-            progress=default_progress(),
+            progress=progress,
             tile=tile,
         )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from components.lib.contract import Frozen, Progress, UserError
 from components.lib.cosmos.dit import DiT
+from components.lib.cosmos.inference import speed_up_tokenizer
 from components.lib.cosmos.sampling import SamplingConfig, guided_denoiser, initial_noise, sample
 from components.lib.cosmos.tokenizer import CosmosTokenizer, TokenizerConfig
 
@@ -145,7 +146,9 @@ def make_video(
     del model
     _free()
     with progress.task("decoding", total=request.frames, unit="frames") as task:
-        frames = decode_frames(tokenizer.to(device), latent, request.frames, tile)
+        tokenizer = tokenizer.to(device)
+        speed_up_tokenizer(tokenizer)
+        frames = decode_frames(tokenizer, latent, request.frames, tile)
         task.advance(len(frames))
     return frames
 

@@ -19,10 +19,10 @@ from typing import Any, get_args
 import torch
 
 from components.lib.cosmos.attention import AttentionBackend, choose
-from components.lib.cosmos.channels_last import use_channels_last
 from components.lib.cosmos.dit import DIT_PRESETS, DiT, configure_blocks
 from components.lib.cosmos.flops import dit_forward_flops
 from components.lib.cosmos.formats.tiny import initial_tokenizer
+from components.lib.cosmos.inference import speed_up_dit, speed_up_tokenizer
 from components.lib.cosmos.sampling import SamplingConfig
 from components.lib.cosmos.text import TextEncoder
 from components.lib.cosmos.text_to_video import (
@@ -101,15 +101,14 @@ def load_model(attention: AttentionBackend) -> DiT:
         parameter.normal_(std=0.02)
     model.pos_embedder.seq.copy_(torch.arange(len(model.pos_embedder.seq)))
     kernel = choose(attention, torch.device(DEVICE), model.config.head_dim)
-    configure_blocks(model, compile_blocks=CUDA, attention=kernel)
+    configure_blocks(model, attention=kernel)
+    print(speed_up_dit(model), flush=True)
     return model
 
 
 def load_tokenizer() -> CosmosTokenizer:
     """The tokenizer with random weights."""
-    tokenizer = CosmosTokenizer(TOKENIZER_PRESETS[TOKENIZER]).to(DEVICE, DTYPE).eval()
-    use_channels_last(tokenizer)
-    return tokenizer
+    return CosmosTokenizer(TOKENIZER_PRESETS[TOKENIZER]).to(DEVICE, DTYPE).eval()
 
 
 def check_parity(attention: AttentionBackend) -> str:
@@ -131,11 +130,11 @@ def check_parity(attention: AttentionBackend) -> str:
             latent = sample_latent(model, words, None, (1, 16, 3, 16, 16), 24.0, steps)
         tokenizer = CosmosTokenizer(TOKENIZER_PRESETS["tiny-cv"]).eval()
         tokenizer.load_state_dict(weights)
-        if device == "cuda":
-            use_channels_last(tokenizer)
         latents.append(latent.cpu())
         # All decode the same latent, so that each error stands for itself.
-        frames = decode_frames(tokenizer.to(device, dtype), latents[0].to(device), 17)
+        tokenizer = tokenizer.to(device, dtype)
+        speed_up_tokenizer(tokenizer)
+        frames = decode_frames(tokenizer, latents[0].to(device), 17)
         films.append(torch.from_numpy(frames).float())
     bf16_error, latent_error = (relative_error(latent, latents[0]) for latent in latents[1:])
     frame_error = float((films[2] - films[0]).abs().mean())

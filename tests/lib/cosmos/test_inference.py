@@ -1,0 +1,71 @@
+"""What is done unasked to make inference fast, and that it changes nothing but speed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from components.lib.cosmos import inference
+from components.lib.cosmos.dit import DIT_PRESETS, DiT
+from components.lib.cosmos.inference import (
+    LARGE,
+    has_compiler,
+    speed_up_dit,
+    speed_up_tokenizer,
+    why_not_compile,
+)
+from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+def test_large_models_on_gpus_are_compiled_where_there_is_a_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inference, "has_compiler", lambda: True)
+    assert why_not_compile(GPU, 7 * LARGE) == ""
+    assert why_not_compile(CPU, 7 * LARGE) == "no GPU"
+    assert why_not_compile(GPU, 4_000_000) == "a small model"
+    monkeypatch.setattr(inference, "has_compiler", lambda: False)
+    assert "C compiler" in why_not_compile(GPU, 7 * LARGE)
+
+
+def test_every_published_model_is_large_and_the_tiny_one_is_not() -> None:
+    for name, config in DIT_PRESETS.items():
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in DiT(config, seed=None).parameters())
+        assert (parameters >= LARGE) == (name != "tiny"), name
+
+
+def test_a_compiler_is_found_by_path_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert not has_compiler()
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C compiler")
+def test_compiling_when_asked_changes_nothing_but_speed() -> None:
+    torch._dynamo.reset()
+    config = DIT_PRESETS["tiny"].model_copy(update={"layers": 2})
+    plain, fast = DiT(config, seed=1).eval(), DiT(config, seed=1).eval()
+    with torch.no_grad():  # some layers start at zero, which would hide the others
+        for parameter in plain.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    fast.load_state_dict(plain.state_dict())
+    assert speed_up_dit(plain) == "blocks not compiled (no GPU)"
+    before = counters["stats"]["unique_graphs"]
+    assert speed_up_dit(fast, True) == "blocks compiled (as asked)"
+    x, text = torch.randn(1, config.latent_channels, 2, 8, 8), torch.randn(1, 8, config.text_dim)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fast(x, torch.zeros(1), text), plain(x, torch.zeros(1), text), rtol=1e-4, atol=1e-5
+        )
+    assert counters["stats"]["unique_graphs"] == before + 1
+
+
+def test_a_tokenizer_on_the_cpu_stays_as_it_is() -> None:
+    tokenizer = CosmosTokenizer(TOKENIZER_PRESETS["tiny-cv"])
+    classes = [type(module) for module in tokenizer.modules()]
+    speed_up_tokenizer(tokenizer)
+    assert [type(module) for module in tokenizer.modules()] == classes
