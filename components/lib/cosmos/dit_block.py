@@ -217,11 +217,13 @@ class TransformerBlock(nn.Module):
         return checkpoint(self._work, *inputs, use_reentrant=False)
 
     def _selective(self, *inputs: Any) -> Tensor:
-        keep = partial(create_selective_checkpoint_contexts, partial(worth_keeping, ATTENTION_OPS))
-        return checkpoint(self._work, *inputs, use_reentrant=False, context_fn=keep)
+        return self._keeping(ATTENTION_OPS, *inputs)
 
     def _light(self, *inputs: Any) -> Tensor:
-        keep = partial(create_selective_checkpoint_contexts, partial(worth_keeping, PRODUCT_OPS))
+        return self._keeping(PRODUCT_OPS, *inputs)
+
+    def _keeping(self, kept: list[Any], *inputs: Any) -> Tensor:
+        keep = partial(create_selective_checkpoint_contexts, partial(worth_keeping, kept))
         return checkpoint(self._work, *inputs, use_reentrant=False, context_fn=keep)
 
     def _work(

@@ -48,13 +48,15 @@ def why_not_compile(device: torch.device, parameters: int) -> str:
         return "no GPU"
     if parameters < LARGE:
         return "a small model"
-    if not has_compiler():
+    if not has_compiler(device.type):
         return "there is no C compiler, or Python's headers are missing"
     return ""
 
 
-def has_compiler() -> bool:
-    """What torch.compile needs beside torch to build the launchers of its kernels."""
+def has_compiler(device_type: str) -> bool:
+    """What torch.compile needs beside torch: Python's headers, and a compiler for the launchers of
+    a GPU's kernels (``CC``, else gcc or clang) or for a CPU's kernels (``CXX``, else g++)."""
+    variable, usual = ("CXX", ["g++"]) if device_type == "cpu" else ("CC", ["gcc", "clang"])
+    names = [os.environ[variable]] if os.environ.get(variable) else usual
     header = Path(sysconfig.get_path("include")) / "Python.h"
-    names = (os.environ.get("CC"), "gcc", "clang")
-    return header.is_file() and any(shutil.which(name) for name in names if name)
+    return header.is_file() and any(map(shutil.which, names))

@@ -119,8 +119,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         lr = learning_rate(self.config.optim, self.step, self.config.trainer.max_steps)
         totals: dict[str, torch.Tensor] = {}
-        waited, unit = 0.0, ""
-        amount, flops = (torch.zeros((), dtype=torch.float64) for _ in range(2))
+        waited, amount, flops, unit = 0.0, 0.0, 0.0, ""
         for micro_step in range(self.micro_steps):
             batch = self._next_batch()
             self._before_pass(batch, micro_step)
@@ -137,8 +136,9 @@ class Engine:
         complete_partial_gradients(self.parameters, self.task.partial_names(), self.layout)
         norm = global_norm(self.parameters.values(), self.layout)
         # Ranks need not have had clips of the same size.
-        metrics = self._mean_over_ranks(totals | {"amount": amount, "flops": flops})
-        mean_amount, mean_flops = metrics.pop("amount"), metrics.pop("flops")
+        totals |= {"amount": torch.tensor(amount), "flops": torch.tensor(flops)}
+        metrics = self._mean_over_ranks(totals)
+        amount, flops = metrics.pop("amount"), metrics.pop("flops")
         metrics["grad_norm"] = float(norm)
         self.guard.check(self.step, metrics["loss"], metrics["grad_norm"], lr, self.parameters)
         clip(self.parameters.values(), norm, self.config.trainer.gradient_clip_val)
@@ -156,13 +156,13 @@ class Engine:
             "lr": lr,
             "step_seconds": seconds,
             "data_wait_seconds": waited,
-            f"{unit}_per_second": mean_amount * self.layout.dp / seconds,
+            f"{unit}_per_second": amount * self.layout.dp / seconds,
             "consumed_samples": float(self.consumed),
             "memory_gib": self._memory_gib(),
         }
         peak = self._peak()
-        if peak and mean_flops:
-            metrics["mfu"] = 3 * mean_flops / self.layout.tp / seconds / peak
+        if peak and flops:
+            metrics["mfu"] = 3 * flops / self.layout.tp / seconds / peak
         return metrics
 
     def _before_pass(self, batch: Batch, micro_step: int) -> None:
@@ -186,7 +186,7 @@ class Engine:
 
     def _mean_over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
         names = sorted(totals)
-        flat = torch.stack([totals[name].to(self.layout.device).double() for name in names])
+        flat = torch.stack([totals[name].to(self.layout.device) for name in names]).double()
         dist.all_reduce(flat)
         values = (flat / self.layout.world).tolist()
         return dict(zip(names, values, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -23,11 +25,11 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 def test_large_models_on_gpus_are_compiled_where_there_is_a_compiler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inference, "has_compiler", lambda: True)
+    monkeypatch.setattr(inference, "has_compiler", lambda _: True)
     assert why_not_compile(GPU, 7 * LARGE) == ""
     assert why_not_compile(CPU, 7 * LARGE) == "no GPU"
     assert why_not_compile(GPU, 4_000_000) == "a small model"
-    monkeypatch.setattr(inference, "has_compiler", lambda: False)
+    monkeypatch.setattr(inference, "has_compiler", lambda _: False)
     assert "C compiler" in why_not_compile(GPU, 7 * LARGE)
 
 
@@ -38,13 +40,28 @@ def test_every_published_model_is_large_and_the_tiny_one_is_not() -> None:
         assert (parameters >= LARGE) == (name != "tiny"), name
 
 
-def test_a_compiler_is_found_by_path_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CC", raising=False)
-    assert not has_compiler()
+@pytest.mark.parametrize(
+    ("device", "variable", "name"), [("cuda", "CC", "clang"), ("cpu", "CXX", "g++")]
+)
+def test_a_compiler_is_found_by_path_and_by_environment(
+    device: str, variable: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(inference.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(variable, raising=False)
+    assert not has_compiler(device)
+    (tmp_path / name).touch(0o755)
+    assert has_compiler(device)
+    monkeypatch.setenv(variable, "mine")  # which then is the one that is called
+    assert not has_compiler(device)
+    (tmp_path / "mine").touch(0o755)
+    assert has_compiler(device)
+    (tmp_path / "Python.h").unlink()
+    assert not has_compiler(device)
 
 
-@pytest.mark.skipif(not has_compiler(), reason="no C compiler")
+@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
 def test_compiling_when_asked_changes_nothing_but_speed() -> None:
     torch._dynamo.reset()
     config = DIT_PRESETS["tiny"].model_copy(update={"layers": 2})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from components.lib.train.layout import stop_processes
 from components.lib.train.overrides import apply_overrides
 from components.lib.train.recipes import recipe
 
+Advice = Callable[..., tuple[str, DiffusionConfig | TokenizerConfig]]
 # What PyTorch 2.13 says.
 ALLOCATOR = (
     "CUDA out of memory. Tried to allocate 2.31 GiB. GPU 0 has a total capacity of 79.10 GiB of "
@@ -23,22 +26,26 @@ ALLOCATOR = (
 )
 
 
-def advice(
-    monkeypatch: pytest.MonkeyPatch, factory: str, *overrides: str
-) -> tuple[str, DiffusionConfig | TokenizerConfig]:
+@pytest.fixture
+def advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Advice:
+    """What a run of a recipe with overrides says when memory runs out, and its config."""
+
     def build(*_: Any) -> Any:
         raise torch.OutOfMemoryError(ALLOCATOR)
 
     monkeypatch.setattr(run, "build_engine", build)
-    config = apply_overrides(
-        recipe(factory), ["trainer.accelerator=cpu", "trainer.engine=plain", *overrides]
-    )
-    try:
-        with pytest.raises(UserError) as told:
-            run.train(config)
-    finally:
-        stop_processes()
-    return str(told.value), config
+    here = ["trainer.accelerator=cpu", "trainer.engine=plain", f"log.log_dir={tmp_path}"]
+
+    def advised(factory: str, *overrides: str) -> tuple[str, DiffusionConfig | TokenizerConfig]:
+        config = apply_overrides(recipe(factory), [*here, *overrides])
+        try:
+            with pytest.raises(UserError) as told:
+                run.train(config)
+        finally:
+            stop_processes()
+        return str(told.value), config
+
+    return advised
 
 
 def named(text: str) -> list[str]:
@@ -46,8 +53,8 @@ def named(text: str) -> list[str]:
     return [part.split()[0] for part in text.split(": ", 1)[1].split("; ")]
 
 
-def test_a_diffusion_run_is_told_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    text, _ = advice(monkeypatch, "tiny_diffusion", "data.micro_batch_size=4")
+def test_a_diffusion_run_is_told_what_to_change(advice: Advice) -> None:
+    text, _ = advice("tiny_diffusion", "data.micro_batch_size=4")
     assert "Rank 0" in text
     assert "Tried to allocate 2.31 GiB)" in text
     assert "data.micro_batch_size=1 (now 4)" in text
@@ -55,17 +62,15 @@ def test_a_diffusion_run_is_told_what_to_change(monkeypatch: pytest.MonkeyPatch)
     assert "trainer.optimizer_state=host" in text
 
 
-def test_what_is_set_already_is_not_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_set_already_is_not_advised(advice: Advice) -> None:
     settings = ("trainer.recompute=full", "trainer.optimizer_state=host", "model.lora.rank=16")
-    text, _ = advice(monkeypatch, "tiny_diffusion", "data.micro_batch_size=1", *settings)
+    text, _ = advice("tiny_diffusion", "data.micro_batch_size=1", *settings)
     assert named(text) == ["trainer.strategy.tensor_model_parallel_size"]
 
 
 @pytest.mark.parametrize("factory", ["tiny_diffusion", "tiny_tokenizer"])
-def test_every_setting_that_is_advised_exists(
-    factory: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text, config = advice(monkeypatch, factory, "data.micro_batch_size=2")
+def test_every_setting_that_is_advised_exists(factory: str, advice: Advice) -> None:
+    text, config = advice(factory, "data.micro_batch_size=2")
     for setting in named(text):
         value: Any = config
         for name in setting.split("=")[0].split("."):
