@@ -52,12 +52,18 @@ ATTENTION_OPS = [
 #: Of FlashAttention-4 on Hopper.
 LARGEST_HEAD = 256
 
-#: What ``light`` checkpointing keeps: only elementwise work is done again. Not ``bmm``, with which
-#: each part of a block ends (`gated_linear`): nothing in the backward pass asks for its result.
+#: What ``light`` checkpointing keeps: only elementwise work is done again.
 PRODUCT_OPS = [
     *ATTENTION_OPS,
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
+]
+#: And the product with which each part of a block ends (`gated_linear`), for the next part's norm;
+#: under tensor parallelism its sum over the ranks instead, so that no communication is repeated.
+LAST_PRODUCT_OPS = [torch.ops.aten.bmm.default]
+SUM_OPS = [
+    torch.ops._c10d_functional.all_reduce.default,
+    torch.ops._c10d_functional.reduce_scatter_tensor.default,
 ]
 
 
@@ -73,10 +79,12 @@ def worth_keeping(
     """
     if op not in kept:
         return CheckpointPolicy.PREFER_RECOMPUTE
-    if op in ATTENTION_OPS:
+    if op in SUM_OPS:
+        cheap = False
+    elif op in ATTENTION_OPS:
         cheap = inputs[1].numel() * 16 <= inputs[0].numel()
     else:
-        inner, outer = inputs[-1].shape
+        inner, outer = inputs[-1].shape[-2:]
         cheap = inner * 16 <= outer
     return CheckpointPolicy.PREFER_RECOMPUTE if cheap else CheckpointPolicy.MUST_SAVE
 

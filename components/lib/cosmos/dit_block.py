@@ -13,6 +13,7 @@ FSDP hooks onto it) alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -26,7 +27,9 @@ from torch.utils.checkpoint import (
 
 from components.lib.cosmos.attention import (
     ATTENTION_OPS,
+    LAST_PRODUCT_OPS,
     PRODUCT_OPS,
+    SUM_OPS,
     AttentionBackend,
     attend,
     worth_keeping,
@@ -167,7 +170,10 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: DiTConfig, parallel: TensorParallel) -> None:
         super().__init__()
+        self.parallel = parallel
         self.checkpointing: Checkpointing = "none"
+        #: Around the work on so many rows (tokens x samples): who sees what it keeps for backward.
+        self.saving: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext()
         self.blocks = nn.ModuleList(
             [
                 SubBlock(config, _Attends(Attention(config, config.hidden, parallel))),
@@ -189,7 +195,8 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """x [rows, B, hidden] -> the same. ``tokens``: all tokens; rows: this rank's share."""
         way = self.checkpointing if torch.is_grad_enabled() else "forward only"
-        return self._ways[way](x, positions, noise, shared, text, rotary, tokens)
+        with self.saving(tokens * x.shape[1]):
+            return self._ways[way](x, positions, noise, shared, text, rotary, tokens)
 
     def compile_ways(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the block's work into one graph, whichever way it runs."""
@@ -220,7 +227,8 @@ class TransformerBlock(nn.Module):
         return self._keeping(ATTENTION_OPS, *inputs)
 
     def _light(self, *inputs: Any) -> Tensor:
-        return self._keeping(PRODUCT_OPS, *inputs)
+        ends = LAST_PRODUCT_OPS if self.parallel.size == 1 else SUM_OPS
+        return self._keeping([*PRODUCT_OPS, *ends], *inputs)
 
     def _keeping(self, kept: list[Any], *inputs: Any) -> Tensor:
         keep = partial(create_selective_checkpoint_contexts, partial(worth_keeping, kept))

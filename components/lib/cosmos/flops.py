@@ -26,7 +26,7 @@ _BF16 = 2
 #: What a block keeps for its backward pass, in activations of tokens x hidden in bf16: counted from
 #: what autograd holds for a compiled block, and for ``none`` from the peaks of 4 and 8 blocks on
 #: H200s. An eager run keeps a little more.
-KEPT = {"full": 1.1, "selective": 2.2, "light": 10.2, "none": 23.6}
+KEPT = {"full": 1.1, "selective": 2.2, "light": 12.2, "none": 23.6}
 #: Of these the attention outputs, which tensor parallelism cuts by heads.
 _ATTENTION_OUTPUTS = {"full": 0.0, "selective": 1.0, "light": 1.0, "none": 2.0}
 #: What is alive while one block runs backward, beyond that: 7 in five peaks.

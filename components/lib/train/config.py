@@ -265,6 +265,13 @@ class TrainerConfig(Frozen):
         "computes the same either way. auto: on the host if recompute=auto would otherwise repeat "
         "matrix products and the host has the memory.",
     )
+    activations: Literal["auto", "gpu", "host"] = Field(
+        default="auto",
+        description="Where the widest activation of compiled blocks (GELU's input, a third of what "
+        "light keeps) is between forward and backward pass. It comes back unchanged. auto: on the "
+        "host, for as many blocks as it takes, if recompute=auto would otherwise repeat matrix "
+        "products, clips are long (tokens of 6 x hidden or more) and the host has the memory.",
+    )
     compile_mode: Literal["auto", "default", "reduce-overhead"] = Field(
         default="auto",
         description="Of the tokenizers' compiled networks: reduce-overhead replays their kernels "

@@ -26,6 +26,7 @@ from components.lib.cosmos.dit import (
     tp_partial_gradient_names,
     tp_shard_dim,
 )
+from components.lib.cosmos.dit_block import TransformerBlock
 from components.lib.cosmos.edm import edm_loss
 from components.lib.cosmos.flops import dit_forward_flops
 from components.lib.train.batches import Batch, to_device
@@ -43,14 +44,17 @@ from components.lib.train.lora import (
 from components.lib.train.lora import shard_dim as lora_shard_dim
 from components.lib.train.prompts import PromptSource
 from components.lib.train.recompute import (
+    Plan,
     Room,
     block_gradient_bytes,
     device_bytes,
     free_after_state,
-    plan_waiting,
+    keep_products,
+    make_plan,
 )
 from components.lib.train.task import Work
 from components.lib.train.waiting import host_bytes_left
+from components.lib.train.wide import BESIDE, MIN_TOKENS_PER_HIDDEN, WideActivations
 
 log = logging.getLogger("cosmos.train")
 #: Host memory that each rank leaves for decoded data and the writing of checkpoints.
@@ -93,6 +97,12 @@ class DiffusionTask:
         """``largest``: [C, T, H, W] of the largest latent that will come, if that is known."""
         self.config, self.layout, self.source, self.prompts = config, layout, source, prompts
         self.largest = largest
+        self.wide: WideActivations | None = None
+        if config.trainer.activations == "host" and not config.trainer.compile:
+            raise UserError(
+                "trainer.activations=host needs trainer.compile=true: only compiled blocks give "
+                "away what they keep. Set that too, or trainer.activations=auto."
+            )
         self.dit = dit_config(config, start)
         # With weights to load nothing is allocated before the model is sharded.
         context = torch.device("meta") if start is not None else torch.device("cpu")
@@ -194,26 +204,49 @@ class DiffusionTask:
         return self._edm(batch).loss, {}
 
     def prepare(self, batch: Batch, passes: int) -> bool:
-        """Choose each block's recomputation, and where the optimizer's state waits."""
+        """Choose each block's recomputation, and what waits on the host during passes."""
         trainer = self.config.trainer
-        total = device_bytes(self.layout.device)
-        if trainer.recompute != "auto" or total is None:
-            return trainer.optimizer_state == "host"
-        ranks = self.layout.tp if self.layout.sequence_parallel else 1
         # The first batch need not be the largest, and the plan must hold for all.
         shapes = [shape for shape in (batch["latent"].shape[1:], self.largest) if shape]
-        tokens = max(self._tokens(shape) for shape in shapes)
-        rows = len(batch["latent"]) * tokens / ranks
+        tokens, samples = max(self._tokens(shape) for shape in shapes), len(batch["latent"])
+        total = device_bytes(self.layout.device)
+        if trainer.recompute == "auto" and total is not None:
+            plan = self._plan(total, tokens, samples, passes)
+            configure_blocks(self._dit, checkpointing=plan.kinds, attention=self.attention)
+        else:
+            kinds = [block.checkpointing for block in self._blocks()]
+            away = keep_products(kinds) if trainer.activations == "host" else []
+            plan = Plan(kinds, trainer.optimizer_state == "host", away)
+        if plan.away:
+            self.wide = WideActivations(
+                self._blocks(),
+                plan.away,
+                width=self.dit.ffn // self.layout.tp,
+                rows=samples * tokens,
+                dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32,
+                device=self.layout.device,
+            )
+        return plan.state_waits
+
+    def _blocks(self) -> list[TransformerBlock]:
+        return [block for block in self.units() if isinstance(block, TransformerBlock)]
+
+    def _plan(self, device_bytes: float, tokens: int, samples: int, passes: int) -> Plan:
+        """For clips of so many tokens; the same on every rank."""
+        trainer = self.config.trainer
+        ranks = self.layout.tp if self.layout.sequence_parallel else 1
+        rows = samples * tokens / ranks
         ema = bool(trainer.ema_decay)
-        free = free_after_state(self.model, total, ema=ema, accumulates=passes > 1)
+        free = free_after_state(self.model, device_bytes, ema=ema, accumulates=passes > 1)
         gradients = block_gradient_bytes(self.model)
         state = (2 + ema) * gradients  # moments and average are fp32 as well
-        host = host_bytes_left() - self.dit.layers * state
+        host = host_bytes_left() - self.dit.layers * state - HOST_RESERVE
         # Recomputation repeats tensor-parallel collectives, so all ranks need the same plan.
         tightest = torch.tensor([free, -rows, host], dtype=torch.float64, device=self.layout.device)
         dist.all_reduce(tightest, op=dist.ReduceOp.MIN)
         free, rows, host = float(tightest[0]), -float(tightest[1]), float(tightest[2])
-        wish = trainer.optimizer_state
+        wide = 2.0 * rows * ranks * self.dit.ffn / self.layout.tp
+        long = trainer.compile and tokens >= MIN_TOKENS_PER_HIDDEN * self.dit.hidden
         room = Room(
             blocks=self.dit.layers,
             unit_bytes=rows * self.dit.hidden * 2,
@@ -221,20 +254,24 @@ class DiffusionTask:
             sequence_ranks=ranks,
             usable=trainer.recompute_memory,
             gradient_bytes=0.0 if passes > 1 else gradients,
+            wide_bytes=wide,
+            most_away=min(self.dit.layers - 1 - BESIDE, int(max(host, 0) / wide)) if long else 0,
         )
-        place = "gpu" if wish == "auto" and host < HOST_RESERVE else wish
-        plan, waits = plan_waiting(place, room, state)
-        configure_blocks(self._dit, checkpointing=plan, attention=self.attention)
+        place = "gpu" if trainer.optimizer_state == "auto" and host < 0 else trainer.optimizer_state
+        plan = make_plan(room, state, place, trainer.activations)
         if self.layout.is_main:
-            kinds = ", ".join(f"{kind} x {plan.count(kind)}" for kind in dict.fromkeys(plan))
-            where = "waits on the host" if waits else "stays on the GPU"
+            kinds = ", ".join(f"{k} x {plan.kinds.count(k)}" for k in dict.fromkeys(plan.kinds))
+            waiting = ["the optimizer's state"] * plan.state_waits
+            if plan.away:
+                gib = len(plan.away) * wide / 2**30
+                waiting.append(f"{gib:.1f} GiB of activations of {len(plan.away)} blocks")
             log.info(
-                "recompute for %.1f GiB of free memory: %s; optimizer state %s during passes",
+                "recompute for %.1f GiB of free memory: %s; on the host during passes: %s",
                 free / 2**30,
                 kinds,
-                where,
+                " and ".join(waiting) or "nothing",
             )
-        return waits
+        return plan
 
     def _edm(self, batch: Batch) -> Any:
         return edm_loss(

@@ -4,7 +4,9 @@ What a block keeps for the backward pass is counted in units of one activation o
 x batch x hidden in bf16), for compiled blocks: see `kept`. All blocks start at the least memory;
 then as many as fit go one rung up the ladder full -> selective -> light -> none, cheapest gain
 first: keeping attention outputs saves the most time for each byte, keeping matrix products comes
-next, and keeping elementwise results last.
+next, and keeping elementwise results last. Where products would still be computed twice, what is
+not needed for long makes room on the host: the optimizer's state (`waiting`), then the widest
+activation of as many blocks as it takes (`wide`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from components.lib.cosmos.dit_block import Checkpointing
 from components.lib.cosmos.flops import KEPT, WORKING
 from components.lib.train.layout import local_part
 from components.lib.train.waiting import back_after, gone_before
+from components.lib.train.wide import BESIDE
 
 #: Gathered inputs that ``none`` keeps in each block: all rows instead of a rank's own.
 GATHERED = 3
@@ -46,8 +49,10 @@ class Room(NamedTuple):
     """What a plan is made for.
 
     ``unit_bytes`` is the size of one activation on this rank; ``free_bytes`` what is left on the
-    device after weights and optimizer state, of which the part ``usable`` is planned with;
-    ``gradient_bytes`` a block's gradients on this rank, which take the place of its activations.
+    device after weights and optimizer state, of which, with what state on the host leaves, the part
+    ``usable`` is planned with; ``gradient_bytes`` a block's gradients on this rank, which take the
+    place of its activations; ``wide_bytes`` the widest activation of a block, which may wait on the
+    host for as many blocks as ``most_away``.
     """
 
     blocks: int
@@ -56,56 +61,98 @@ class Room(NamedTuple):
     sequence_ranks: int = 1
     usable: float = 0.94
     gradient_bytes: float = 0.0
+    wide_bytes: float = 0.0
+    most_away: int = 0
 
 
-def plan_recompute(room: Room, waiting_bytes: float = 0.0) -> list[Checkpointing]:
+class Plan(NamedTuple):
+    """``kinds`` by block; whether the optimizer's state waits on the host; and the numbers of the
+    blocks whose widest activation does."""
+
+    kinds: list[Checkpointing]
+    state_waits: bool
+    away: list[int]
+
+
+def plan_recompute(room: Room, waiting_bytes: float = 0.0, away: int = 0) -> list[Checkpointing]:
     """The checkpointing of each block, the last blocks keeping the most.
 
     ``waiting_bytes`` is a block's part of the optimizer's state if that waits on the host
-    (`waiting`); ``room.free_bytes`` leaves it out all the same. When even ``full`` does not fit,
-    ``full`` is what comes back: the estimate is no reason to refuse.
+    (`waiting`); ``room.free_bytes`` leaves it out all the same. The first ``away`` blocks that keep
+    their widest activation have it wait there too. When even ``full`` does not fit, ``full`` is
+    what comes back: the estimate is no reason to refuse.
     """
     plan: list[Checkpointing] = [LADDER[0]] * room.blocks
     at_work = working(room.sequence_ranks) * room.unit_bytes
     for upper in LADDER[1:]:
         part = min(room.usable, USABLE_FOR_NONE) if upper == "none" else room.usable
-        budget = room.free_bytes * part + room.blocks * waiting_bytes - at_work
+        budget = (room.free_bytes + room.blocks * waiting_bytes) * part - at_work
         for index in reversed(range(room.blocks)):
             more: list[Checkpointing] = [*plan[:index], upper, *plan[index + 1 :]]
             activations = [kept(kind, room.sequence_ranks) * room.unit_bytes for kind in more]
-            if most_held(activations, room.gradient_bytes, waiting_bytes) > budget:
+            gone = keep_products(more)[:away]
+            wide = [room.wide_bytes * (block in gone) for block in range(room.blocks)]
+            if most_held(activations, wide, room.gradient_bytes, waiting_bytes) > budget:
                 return plan
             plan = more
     return plan
 
 
-def most_held(activations: Sequence[float], gradient: float, waiting: float) -> float:
+def keep_products(plan: Sequence[Checkpointing]) -> list[int]:
+    """The numbers of the blocks that keep their products; the first needs them last."""
+    return [block for block, kind in enumerate(plan) if not repeats_products([kind])]
+
+
+def most_held(
+    activations: Sequence[float], wide: Sequence[float], gradient: float, waiting: float
+) -> float:
     """Most bytes that activations, gradients and returning state take in the course of a step.
 
-    ``activations`` by block, in the order of the forward pass; the others for each block.
+    ``activations`` by block, in the order of the forward pass, and what of each waits on the host
+    while neither it nor a neighbour is at work; the others for each block.
     """
     count = len(activations)
     kept_before = [0.0, *accumulate(activations)]
+    away_before = [0.0, *accumulate(wide)]
+
+    def held(blocks: int) -> float:
+        """By the first so many blocks, the last of which is at work."""
+        return kept_before[blocks] - away_before[max(blocks - 1 - BESIDE, 0)]
+
     forward = [
-        kept_before[block + 1] + (count - gone_before(block, count)) * waiting
-        for block in range(count)
+        held(block + 1) + (count - gone_before(block, count)) * waiting for block in range(count)
     ]
     backward = [
-        kept_before[count - done] + done * gradient + back_after(done, count) * waiting
+        held(count - done) + done * gradient + back_after(done, count) * waiting
         for done in range(count + 1)
     ]
     return max(*forward, *backward)
 
 
-def plan_waiting(
-    wish: Literal["auto", "gpu", "host"], room: Room, state_bytes: float
-) -> tuple[list[Checkpointing], bool]:
-    """The plan, and whether the optimizer's state waits on the host during passes (`waiting`).
+Place = Literal["auto", "gpu", "host"]
 
-    ``state_bytes`` is a block's part of that state. ``auto`` moves it only where matrix products
-    would otherwise be repeated: the rest of what recomputation costs is not worth a bus that is
-    always busy.
+
+def make_plan(room: Room, state_bytes: float, state: Place, wide: Place) -> Plan:
+    """What each block recomputes and what waits on the host, for these wishes.
+
+    ``state_bytes`` is a block's part of the optimizer's state. ``auto`` moves anything only where
+    matrix products would otherwise be repeated: the rest of what recomputation costs is not worth
+    a bus that is always busy.
     """
+    kinds, waits = _with_state(state, room, state_bytes)
+    waiting = state_bytes if waits else 0.0
+    if wide == "host":
+        kinds = plan_recompute(room, waiting, room.blocks)
+        return Plan(kinds, waits, keep_products(kinds))
+    away = 0
+    while wide == "auto" and repeats_products(kinds) and away < room.most_away:
+        away += 1
+        kinds = plan_recompute(room, waiting, away)
+    return Plan(kinds, waits, keep_products(kinds)[:away])
+
+
+def _with_state(wish: Place, room: Room, state_bytes: float) -> tuple[list[Checkpointing], bool]:
+    """The plan without activations on the host, and whether the optimizer's state waits there."""
     staying = plan_recompute(room)
     if wish == "gpu" or (wish == "auto" and not repeats_products(staying)):
         return staying, False

@@ -33,14 +33,17 @@ class HostCopies:
         self._event: torch.cuda.Event | None = None
 
     def prepare(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """The buffer for tensors like this one, page-locked where a GPU copies into it."""
+        """The buffer for tensors like this one, page-locked where a GPU copies into it.
+
+        A larger one of the same name serves as well: this is then the beginning of it.
+        """
         held = self._buffers.get(name)
-        if held is None or held.shape != like.shape or held.dtype != like.dtype:
-            held = torch.empty(like.shape, dtype=like.dtype)
+        if held is None or held.numel() < like.numel() or held.dtype != like.dtype:
+            held = torch.empty(like.numel(), dtype=like.dtype)
             if self._stream is not None:
                 _page_lock(held)
             self._buffers[name] = held
-        return held
+        return held[: like.numel()].view(like.shape)
 
     def begin(self) -> None:
         """Before the `take`s of one save: they see everything queued so far."""
@@ -59,7 +62,7 @@ class HostCopies:
 
     def give_back(self, name: str, value: torch.Tensor) -> None:
         """Copy what `take` kept back into ``value``. There before what follows `hold_back`."""
-        source = self._buffers[name]
+        source = self.prepare(name, value)
         if self._stream is None:
             value.copy_(source)
         else:

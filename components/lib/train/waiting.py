@@ -55,6 +55,7 @@ class WaitingState:
     ) -> None:
         """``state``: for each block its local tensors by name. Allocates the buffers."""
         self.returns = True
+        self._leaves = False
         self._state = [
             {name: value for name, value in part.items() if value.nbytes >= SMALLEST_BYTES}
             for part in state
@@ -75,23 +76,16 @@ class WaitingState:
         return sum(value.nbytes for part in self._state for value in part.values())
 
     def leave(self) -> None:
-        """Begin to copy everything out. Call before the forward pass of a step.
+        """Have everything copied out in the forward pass that follows.
 
         With several passes a step, ``returns`` says whether the state comes back in the next
         backward pass.
         """
-        for number, part in enumerate(self._state):
-            if self._where[number] is not Where.HERE:
-                continue
-            copies = self._copies[number]
-            copies.begin()
-            for name, value in part.items():
-                copies.take(name, value)
-            copies.end()
-            self._where[number] = Where.LEAVING
+        self._leaves = True
 
     def be_here(self) -> None:
         """Make what the GPU is given from now on find all state in its place."""
+        self._leaves = False
         for number in range(len(self._state)):
             self._come_back(number)
         for copies in self._copies:
@@ -101,6 +95,10 @@ class WaitingState:
         count = len(self._state)
 
         def before(*_: Any) -> None:
+            if not self._leaves:
+                return
+            for other in range(leaving_at(number, count)):
+                self._copy_out(other)
             for other in range(gone_before(number, count)):
                 self._let_go(other)
 
@@ -120,6 +118,16 @@ class WaitingState:
 
         return after
 
+    def _copy_out(self, number: int) -> None:
+        if self._where[number] is not Where.HERE:
+            return
+        copies = self._copies[number]
+        copies.begin()
+        for name, value in self._state[number].items():
+            copies.take(name, value)
+        copies.end()
+        self._where[number] = Where.LEAVING
+
     def _let_go(self, number: int) -> None:
         if self._where[number] is not Where.LEAVING:
             return
@@ -138,6 +146,17 @@ class WaitingState:
                 copies.give_back(name, value)
             copies.end()
         self._where[number] = Where.HERE
+
+
+def leaving_at(number: int, count: int) -> int:
+    """How many of ``count`` blocks' parts are on their way when block ``number`` begins its forward
+    pass.
+
+    Evenly over the first three quarters, and each at least a block before it has to be gone: all at
+    once they would keep the bus from activations that leave as well (`wide`), which the GPU then
+    waits for (0.3 s of a step of 12.6 s on two H200).
+    """
+    return min(count, -(-4 * (number + 1) // 3))
 
 
 def gone_before(number: int, count: int) -> int:

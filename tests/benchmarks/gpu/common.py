@@ -73,8 +73,8 @@ def kind_of(name: str) -> str:
 def breakdown(work: Callable[[], object]) -> dict[str, float]:
     """Milliseconds of one call by kind, largest first; whatever matches no kind is 'elementwise'.
 
-    On a GPU: kernel time, beside it 'exposed communication' (while nothing else ran) and 'idle'
-    (no kernel at all). On a CPU: the operators' own time.
+    On a GPU: kernel time, beside it 'exposed communication' and 'exposed copies' (while nothing
+    else ran, or only the former) and 'idle' (no kernel at all). On a CPU: the operators' own time.
     """
     from torch.profiler import ProfilerActivity, profile
 
@@ -95,9 +95,14 @@ def breakdown(work: Callable[[], object]) -> dict[str, float]:
         ]
         for start, end, kind in spans:
             sums[kind] = sums.get(kind, 0.0) + end - start
-        busy = covered((start, end) for start, end, _ in spans)
-        working = covered((s, e) for s, e, kind in spans if kind != "communication")
-        sums |= {"exposed communication": busy - working, "idle": max(wall - busy, 0.0)}
+
+        def without(*kinds: str) -> float:
+            return covered((start, end) for start, end, kind in spans if kind not in kinds)
+
+        busy, moving = without(), ("copies", "communication")
+        sums["exposed copies"] = busy - without("copies")
+        sums["exposed communication"] = without("copies") - without(*moving)
+        sums["idle"] = max(wall - busy, 0.0)
     else:
         for event in trace.key_averages():
             kind = kind_of(event.key)

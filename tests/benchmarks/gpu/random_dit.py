@@ -102,6 +102,9 @@ def plan(engine: Engine) -> str:
     plan = "recompute " + ", ".join(f"{k} x {kinds.count(k)}" for k in dict.fromkeys(kinds))
     if engine.waiting is not None:
         plan += f", {engine.waiting.nbytes / 2**30:.1f} GiB of optimizer state wait on the host"
+    wide = getattr(engine.task, "wide", None)
+    if wide is not None:
+        plan += f", and {wide.nbytes / 2**30:.1f} GiB of activations"
     return plan
 
 

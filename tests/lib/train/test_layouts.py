@@ -56,14 +56,19 @@ LORA_LAYOUTS: dict[str, tuple[int, list[str]]] = {
 LORA_RESUMED = "LoRA of TP2 SP on 1"
 COMPILE = "trainer.compile=true"
 COMPILED = "DP2, compiled"
+#: Without validation, whose graph is another and would have to be compiled as well.
+COMPILED_LIGHT = [
+    COMPILE,
+    "trainer.recompute=light",
+    "trainer.activations=host",
+    "trainer.val_check_interval=0",
+]
 SIZED_LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "sizes on 1": (1, []),
     "sizes on DP2": (2, []),
     "sizes on TP2 SP x DP2": (4, [TP + "2", SP]),
-    "sizes on DP2, compiled": (
-        2,
-        [COMPILE, "trainer.recompute=selective", "trainer.val_check_interval=0"],
-    ),
+    "sizes on DP2, compiled": (2, COMPILED_LIGHT),
+    "sizes on TP2 SP, compiled": (2, [*COMPILED_LIGHT, TP + "2", SP]),
 }
 DV = ["--factory", "tiny_tokenizer_dv"]
 TOKENIZER_LAYOUTS: dict[str, tuple[int, list[str]]] = {
@@ -141,12 +146,12 @@ def runs(
         {"world": world, "folder": str(folders[name]), "arguments": diffusion_arguments + extra}
         for name, (world, extra) in LIGHTNING_LAYOUTS.items()
     ]
-    # Without validation, whose graph is another and would have to be compiled as well.
+    selective = [COMPILE, "trainer.recompute=selective", "trainer.val_check_interval=0"]
     scenarios.append(
         {
             "world": 2,
             "folder": str(folders[COMPILED]),
-            "arguments": [*diffusion_arguments, COMPILE, "trainer.val_check_interval=0"],
+            "arguments": [*diffusion_arguments, *selective],
             "env": {"TORCHINDUCTOR_CACHE_DIR": f"{folders[COMPILED]}-compiled"},
         }
     )
