@@ -290,19 +290,20 @@ def one_rank(report: Path, rank: int) -> None:
         wanted = whole[name] if dim is None else whole[name].chunk(2, dim)[dist.get_rank()]
         assert torch.equal(value, wanted), name
     cases = []
-    for name, size in [
-        ("7B-like", (3, 8, 12)),
-        ("7B-like", (5, 6, 6)),
-        ("14B-like", (1, 4, 10)),
-        ("V2W-like", (5, 6, 6)),
-    ]:
+    kinds: list[tuple[str, tuple[int, int, int], Checkpointing]] = [
+        ("7B-like", (3, 8, 12), "none"),
+        ("7B-like", (5, 6, 6), "light"),
+        ("14B-like", (1, 4, 10), "selective"),
+        ("V2W-like", (5, 6, 6), "light"),
+    ]
+    for name, size, checkpointing in kinds:
         for sequence in (False, True):
             torch._dynamo.reset()
             result = worst_difference(
                 CONFIGS[name],
                 size,
                 sequence_parallel=sequence,
-                checkpointing="selective" if name == "14B-like" else "none",
+                checkpointing=checkpointing,
                 compiled=name == "V2W-like",
             )
             cases.append({"model": name, "size": size, "sequence": sequence, **result})
