@@ -8,14 +8,10 @@ trade-off: the modules are changed in place, for inference and not for export.
 
 from __future__ import annotations
 
-import os
-import shutil
-import sysconfig
-from pathlib import Path
-
 import torch
 from torch import nn
 
+from components.lib.cosmos.compiler import has_compiler
 from components.lib.cosmos.dit import DiT, configure_blocks
 
 #: Parameters from which compiling pays within one video. The published models have 7e9 and 14e9.
@@ -51,12 +47,3 @@ def why_not_compile(device: torch.device, parameters: int) -> str:
     if not has_compiler(device.type):
         return "there is no C compiler, or Python's headers are missing"
     return ""
-
-
-def has_compiler(device_type: str) -> bool:
-    """What torch.compile needs beside torch: Python's headers, and a compiler for the launchers of
-    a GPU's kernels (``CC``, else gcc or clang) or for a CPU's kernels (``CXX``, else g++)."""
-    variable, usual = ("CXX", ["g++"]) if device_type == "cpu" else ("CC", ["gcc", "clang"])
-    names = [os.environ[variable]] if os.environ.get(variable) else usual
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    return header.is_file() and any(map(shutil.which, names))

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from components.lib.contract import UserError
+from components.lib.cosmos.compiler import has_compiler
 from components.lib.train import EXIT_RESUME
 from components.lib.train.choices import describe_choices, resolve_layout
 from components.lib.train.config import DiffusionConfig, TokenizerConfig
@@ -63,6 +64,12 @@ def train(config: DiffusionConfig | TokenizerConfig) -> int:
 
 
 def _train(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> int:
+    if config.trainer.compile and not has_compiler(layout.device.type):
+        raise UserError(
+            "trainer.compile=true needs Python's headers and a C compiler (gcc, or what CC names; "
+            "on CPUs g++ or CXX), which are not all here. Install them, take the project's image, "
+            "or set trainer.compile=false."
+        )
     store = open_store(config)
     loop = make_loop(config, layout)
     session = Session(config, build_engine(config, layout, store), store, loop.sinks)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from components.lib.cosmos import inference
+from components.lib.cosmos import compiler, inference
+from components.lib.cosmos.compiler import has_compiler
 from components.lib.cosmos.dit import DIT_PRESETS, DiT
 from components.lib.cosmos.inference import (
     LARGE,
-    has_compiler,
     speed_up_dit,
     speed_up_tokenizer,
     why_not_compile,
@@ -47,7 +47,7 @@ def test_a_compiler_is_found_by_path_and_by_environment(
     device: str, variable: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(inference.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(compiler.sysconfig, "get_path", lambda _: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv(variable, raising=False)
     assert not has_compiler(device)

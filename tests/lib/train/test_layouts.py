@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from components.lib.cosmos.compiler import has_compiler
 from components.lib.cosmos.dit_config import DiTConfig
-from components.lib.cosmos.inference import has_compiler
 
 pytestmark = pytest.mark.layouts
 

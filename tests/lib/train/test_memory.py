@@ -1,4 +1,4 @@
-"""When a GPU's memory runs out the user is told what to change."""
+"""When a GPU's memory runs out, or a compiler is missing, the user is told what to change."""
 
 from __future__ import annotations
 
@@ -75,6 +75,17 @@ def test_every_setting_that_is_advised_exists(factory: str, advice: Advice) -> N
         value: Any = config
         for name in setting.split("=")[0].split("."):
             value = getattr(value, name)
+
+
+@pytest.mark.parametrize("factory", ["tiny_diffusion", "tiny_tokenizer"])
+def test_compiling_without_a_compiler_is_refused_before_anything_is_built(
+    factory: str, advice: Advice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "has_compiler", lambda _: False)
+    text, _ = advice(factory, "trainer.compile=true")
+    assert "g++" in text and "trainer.compile=false" in text
+    text, _ = advice(factory, "trainer.compile=false")
+    assert "GPU memory" in text, "without compiling it gets as far as memory"
 
 
 def test_the_largest_latent_is_read_from_the_manifest() -> None:
