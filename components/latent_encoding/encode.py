@@ -8,6 +8,7 @@ hands out what has arrived. On a CPU the same calls compute at once.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from components.latent_encoding.decode_worker import Frame
 from components.latent_encoding.folded import can_fold, fold_encoder
+from components.lib.cosmos.compiler import has_compiler
 from components.lib.cosmos.model_folder import load_tokenizer
 from components.lib.cosmos.tokenizer import CosmosTokenizer
 
+log = logging.getLogger("cosmos.latent_encoding")
 # Forward passes queued on a GPU before the host waits for the oldest.
 IN_FLIGHT = 2
 # Graphs of one encoder: sizes x lengths x clips in a forward pass.
@@ -122,15 +125,18 @@ def encoder_of(tokenizer: CosmosTokenizer, dtype: torch.dtype) -> Callable[[Tens
     """Bytes [B, T, H, W, 3] to latents [B, C, T', H', W'], not normalised, in ``dtype``.
 
     Clips that fit one window of the tokenizer take the folded encoder; longer ones, and networks
-    that cannot be folded, the tokenizer's own. On a GPU the folded one is compiled, one graph for
-    each shape of clip, which fuses its elementwise work.
+    that cannot be folded, the tokenizer's own. On a GPU with a C compiler beside it the folded one
+    is compiled, one graph for each shape of clip, which fuses its elementwise work.
     """
     window = tokenizer.config.window
     folded: Callable[[Tensor], Tensor] | None = None
     if can_fold(tokenizer):
         folded = fold_encoder(tokenizer, dtype)
-        if next(tokenizer.parameters()).is_cuda:
+        cuda = next(tokenizer.parameters()).is_cuda
+        if cuda and has_compiler("cuda"):
             folded = compiled_by_shape(folded)
+        elif cuda:
+            log.warning("encoding without torch.compile, which is faster: there is no C compiler")
 
     def encode(frames: Tensor) -> Tensor:
         if folded is not None and frames.shape[1] <= window:
