@@ -39,6 +39,7 @@ class HostCopies:
         """
         held = self._buffers.get(name)
         if held is None or held.numel() < like.numel() or held.dtype != like.dtype:
+            self.wait()  # the buffer that goes may still be read or written
             held = torch.empty(like.numel(), dtype=like.dtype)
             if self._stream is not None:
                 _page_lock(held)
