@@ -24,7 +24,7 @@ from components.lib.shards.guide import iter_guide_samples
 from components.lib.shards.latents import parse_latent, prompt_digest
 from components.lib.shards.tar import iter_samples
 from components.lib.store import ObjectStore
-from components.lib.train.dataset import largest_latent
+from components.lib.train.dataset import Split, largest_latent, open_source
 from components.lib.video.frames import read_clip
 from components.lib.video.records import VideoRecord
 
@@ -230,6 +230,7 @@ def test_buckets_give_each_video_its_shape_and_length(
     put_videos: Put,
     make_config: Make,
     progress: Any,
+    tmp_path: Path,
 ) -> None:
     wide, square = two_videos
     square = square.model_copy(update={"frames": 20})
@@ -247,6 +248,16 @@ def test_buckets_give_each_video_its_shape_and_length(
     assert result.manifest.summary["latent_shape"] is None
     metas = [e.meta for e in result.manifest.files if e.path.endswith(".tar")]
     assert {tuple(meta["shape"]) for meta in metas} == shapes
+    # Training knows before it reads, so that ranks take samples of one size together.
+    source, _ = open_source(
+        result.manifest.uri, store, cache_dir=tmp_path / "cache", max_bytes=10**8
+    )
+    splits: tuple[Split, ...] = ("train", "validation")
+    for split in splits:
+        for shard, shape in enumerate(source.shapes(split)):
+            name, parts = source.read(split, shard, 0)
+            assert tuple(parse_latent(parts, name)[0].shape) == shape
+    assert {shape for split in splits for shape in source.shapes(split)} == shapes
 
 
 def test_the_frame_rate_conversion_is_recorded(

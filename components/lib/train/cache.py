@@ -26,13 +26,17 @@ _LOCKS = 64
 
 
 class ShardRef(Frozen):
-    """One file of a data set. ``uri`` is ``s3://…`` or a local path; ``sha256`` None: not known."""
+    """One file of a data set. ``uri`` is ``s3://…`` or a local path; ``sha256`` None: not known.
+
+    ``shape``: of each of its samples, where they are alike and that is known.
+    """
 
     name: str
     uri: str
     samples: int
     split: str = "train"
     sha256: str | None = None
+    shape: tuple[int, ...] = ()
 
 
 class ShardCache:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.lib.contract import Frozen
 
@@ -116,6 +116,13 @@ class DataBase(Frozen):
     shuffle_shards: int = Field(
         default=8, ge=1, description="Samples are mixed within windows of this many shards."
     )
+    same_size: int = Field(
+        default=64,
+        ge=0,
+        description="Samples of one size that follow each other where a data set has several, so "
+        "that ranks need not wait for the one with the largest: a power of two, at least the "
+        "samples of one forward pass over all ranks. 0 mixes sizes freely.",
+    )
     seed: int = Field(default=1234, ge=0, description="Seed of order, crops and other data draws.")
     num_workers: int = Field(
         default=2, ge=1, description="Threads that read and decode ahead, per rank."
@@ -127,6 +134,13 @@ class DataBase(Frozen):
     cache_gib: float = Field(
         default=50.0, gt=0, description="Bound of the shard cache on each node, in GiB."
     )
+
+    @field_validator("same_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("same_size must be a power of two, or 0")
+        return value
 
 
 class DiffusionData(DataBase):

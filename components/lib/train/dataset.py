@@ -26,6 +26,9 @@ class SampleSource(Protocol):
     def counts(self, split: Split) -> list[int]:
         """Samples in each shard of a split."""
 
+    def shapes(self, split: Split) -> list[tuple[int, ...]]:
+        """Shape of the samples of each shard; empty where that is not known."""
+
     def read(self, split: Split, shard: int, index: int) -> tuple[str, dict[str, bytes]]:
         """(name for messages, extension -> bytes)."""
 
@@ -45,6 +48,10 @@ class ShardSource:
     def counts(self, split: Split) -> list[int]:
         """Samples in each shard of a split."""
         return [shard.samples for shard in self.by_split[split]]
+
+    def shapes(self, split: Split) -> list[tuple[int, ...]]:
+        """As the manifest says."""
+        return [shard.shape for shard in self.by_split[split]]
 
     def read(self, split: Split, shard: int, index: int) -> tuple[str, dict[str, bytes]]:
         """(name for messages, extension -> bytes). Raises UserError naming a damaged shard."""
@@ -85,6 +92,10 @@ class GuideSource:
     def counts(self, split: Split) -> list[int]:
         """Samples in each shard of a split."""
         return [len(self.samples[split])] if self.samples.get(split) else []
+
+    def shapes(self, split: Split) -> list[tuple[int, ...]]:
+        """Not known: nothing but the files themselves says."""
+        return [() for _ in self.counts(split)]
 
     def read(self, split: Split, shard: int, index: int) -> tuple[str, dict[str, bytes]]:
         """(name for messages, file suffix -> bytes)."""
@@ -141,6 +152,7 @@ def _from_manifest(
             samples=int(entry.meta["samples"]),
             split=str(entry.meta.get("split") or "train"),
             sha256=entry.sha256,
+            shape=tuple(entry.meta.get("shape", ())),
         )
         for entry in manifest.files
         if entry.path.endswith(".tar")

@@ -165,6 +165,10 @@ class DiffusionTask:
         """Samples of each training shard."""
         return self.source.counts("train")
 
+    def train_shapes(self) -> list[tuple[int, ...]]:
+        """Of their latents."""
+        return self.source.shapes("train")
+
     def make_batch(self, samples: list[tuple[int, int, int]]) -> Batch:
         """latent, noise [B,16,T,H,W]; sigma, fps, condition_frames [B]; text [B,512,D]."""
         rows = [self._row(number, shard, index) for number, shard, index in samples]

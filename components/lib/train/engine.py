@@ -74,6 +74,8 @@ class Engine:
             seed=data.seed,
             window=data.shuffle_shards,
             shuffle=data.shuffle,
+            sizes=self.task.train_shapes(),
+            run=data.same_size,
         )
 
         def make(numbers: list[int]) -> Batch:

@@ -8,12 +8,18 @@ is one integer.
 Each epoch shuffles the shards and then mixes the samples within windows of a few shards: a full
 shuffle would need every shard in the local cache at once; a window needs only its own. Epochs
 follow each other without a gap, so the last samples of an epoch are never dropped.
+
+Ranks wait for the one with the largest clip. So samples of one size follow each other in runs of
+2^k, each of which begins at a multiple of its length: the samples that 1, 2, 4 … ranks take at once
+are of one size, whatever the layout. What is left of a size at the end of an epoch makes shorter
+runs. The trade-off: a step sees fewer sizes, and a few samples wait for others of their size to
+come, beyond their window.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,10 +28,28 @@ import numpy as np
 class SampleOrder:
     """Maps a running sample number to (shard, index in the shard)."""
 
-    def __init__(self, counts: Sequence[int], *, seed: int, window: int, shuffle: bool) -> None:
-        """``counts`` are samples per shard; ``window`` shards are mixed with each other."""
+    def __init__(
+        self,
+        counts: Sequence[int],
+        *,
+        seed: int,
+        window: int,
+        shuffle: bool,
+        sizes: Sequence[Hashable] = (),
+        run: int = 0,
+    ) -> None:
+        """``counts`` are samples per shard; ``window`` shards are mixed with each other.
+
+        ``sizes``: of each shard's samples; none where they are alike. ``run``: most samples of one
+        size in a row, a power of two; 0 mixes sizes freely, as ``shuffle=False`` leaves them.
+        """
         if sum(counts) == 0:
             raise ValueError("an order needs at least one sample")
+        if run & (run - 1):
+            raise ValueError(f"runs are of 1, 2, 4 … samples, not {run}")
+        kinds = {size: kind for kind, size in enumerate(dict.fromkeys(sizes))}
+        self.kinds = np.array([kinds[size] for size in sizes])
+        self.run = run if len(kinds) > 1 else 0
         self.counts = tuple(counts)
         self.total = sum(counts)
         self.seed, self.window, self.shuffle = seed, window, shuffle
@@ -41,14 +65,40 @@ class SampleOrder:
         shards = np.arange(len(self.counts))
         if not self.shuffle:
             return self._pairs(shards)
+        windows = self._windows(shards, epoch)
+        return np.concatenate(list(self._runs(windows, epoch) if self.run else windows))
+
+    def _windows(self, shards: np.ndarray, epoch: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed_of("order", self.seed, epoch))
         rng.shuffle(shards)
-        windows = []
         for start in range(0, len(shards), self.window):
             pairs = self._pairs(shards[start : start + self.window])
             rng.shuffle(pairs)
-            windows.append(pairs)
-        return np.concatenate(windows)
+            yield pairs
+
+    def _runs(self, windows: Iterator[np.ndarray], epoch: int) -> Iterator[np.ndarray]:
+        """The samples of the windows in runs of one size, each at a multiple of its length."""
+        rng = np.random.default_rng(seed_of("runs", self.seed, epoch))
+        waiting = [np.empty((0, 2), dtype=np.int64) for _ in range(self.kinds.max() + 1)]
+        number, end = epoch * self.total, (epoch + 1) * self.total
+        while number < end:
+            length = min(number & -number or self.run, self.run)
+            while max(map(len, waiting)) < length:
+                pairs = next(windows, None)
+                if pairs is None:
+                    length //= 2
+                    continue
+                kinds = self.kinds[pairs[:, 0]]
+                waiting = [
+                    np.concatenate([held, pairs[kinds == kind]])
+                    for kind, held in enumerate(waiting)
+                ]
+            # As often as there are samples that wait: what is frequent comes frequently.
+            odds = np.array([len(held) * (len(held) >= length) for held in waiting])
+            kind = int(rng.choice(len(waiting), p=odds / odds.sum()))
+            yield waiting[kind][:length]
+            waiting[kind] = waiting[kind][length:]
+            number += length
 
     def _pairs(self, shards: np.ndarray) -> np.ndarray:
         """[N, 2] of (shard, index) for all samples of these shards."""

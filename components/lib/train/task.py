@@ -48,6 +48,9 @@ class Task(Protocol):
     def train_counts(self) -> list[int]:
         """Samples of each training shard."""
 
+    def train_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of the samples of each training shard, as far as batches show it."""
+
     def make_batch(self, samples: list[tuple[int, int, int]]) -> Batch:
         """Host tensors for (running number, shard, index) triples."""
 

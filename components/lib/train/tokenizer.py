@@ -132,6 +132,10 @@ class TokenizerTask:
         """Videos of each training shard."""
         return self.source.counts("train")
 
+    def train_shapes(self) -> list[tuple[int, ...]]:
+        """All alike: clips are cut out of the videos in one size."""
+        return [() for _ in self.train_counts()]
+
     def make_batch(self, samples: list[tuple[int, int, int]]) -> Batch:
         """video: uint8 [B, 3, T, H, W]."""
         return {"video": torch.stack([self._clip(*sample) for sample in samples])}

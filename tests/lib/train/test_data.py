@@ -55,6 +55,59 @@ def test_shuffling_depends_on_seed_and_epoch() -> None:
     assert len({tuple(epoch(1, 0)), tuple(epoch(2, 0)), tuple(epoch(1, 1))}) == 3
 
 
+SIZES = st.lists(
+    st.tuples(st.integers(0, 40), st.sampled_from(["small", "long", "wide"])),
+    min_size=1,
+    max_size=20,
+).filter(lambda shards: sum(count for count, _ in shards) > 0)
+
+
+@given(SIZES, st.integers(0, 99), st.integers(1, 4), st.sampled_from([1, 2, 8, 64]))
+def test_samples_of_one_size_follow_each_other(
+    shards: list[tuple[int, str]], seed: int, window: int, run: int
+) -> None:
+    counts, sizes = [count for count, _ in shards], [size for _, size in shards]
+    order = SampleOrder(counts, seed=seed, window=window, shuffle=True, sizes=sizes, run=run)
+    everything = [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
+    for epoch in range(3):
+        visited = [order.at(n) for n in range(epoch * order.total, (epoch + 1) * order.total)]
+        assert sorted(visited) == everything, "every sample once"
+    # However many ranks take them (the numbers are aligned, whatever the length of an epoch) only
+    # what is left over at the ends of the epochs is mixed: less than ranks samples of each size.
+    taken = [sizes[order.at(n)[0]] for n in range(3 * order.total)]
+    for ranks in (2, 8, 64):
+        if ranks <= run:
+            steps = [set(taken[n : n + ranks]) for n in range(0, len(taken), ranks)]
+            assert sum(len(step) > 1 for step in steps) <= 3 * (len(set(sizes)) + 1)
+
+
+@given(COUNTS, st.integers(0, 99), st.integers(1, 4))
+def test_data_of_one_size_keeps_its_order(counts: list[int], seed: int, window: int) -> None:
+    plain = SampleOrder(counts, seed=seed, window=window, shuffle=True)
+    alike = SampleOrder(
+        counts, seed=seed, window=window, shuffle=True, sizes=["one"] * len(counts), run=8
+    )
+    assert [plain.at(n) for n in range(2 * plain.total)] == [
+        alike.at(n) for n in range(2 * plain.total)
+    ]
+
+
+def test_frequent_sizes_come_frequently_and_not_one_after_the_other() -> None:
+    shards = [(64, "short")] * 30 + [(64, "long")] * 10
+    order = SampleOrder(
+        [count for count, _ in shards],
+        seed=1,
+        window=8,
+        shuffle=True,
+        sizes=[size for _, size in shards],
+        run=64,
+    )
+    runs = [shards[order.at(n)[0]][1] for n in range(0, order.total, 64)]
+    assert runs.count("short") == 30
+    for part in (runs[:20], runs[20:]):
+        assert 2 <= part.count("long") <= 8
+
+
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(0, 50))
 def test_ranks_and_micro_batches_share_out_one_global_batch(
     micro: int, ranks: int, steps: int, consumed: int
