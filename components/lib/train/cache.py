@@ -135,6 +135,10 @@ class TarIndex:
         except tarfile.TarError as error:
             raise UserError(f"{path} is not a readable tar: {error}.") from error
 
+    def size(self, index: int) -> int:
+        """Bytes of all parts of sample ``index``."""
+        return sum(size for _, size in self.samples[index][1].values())
+
     def read(self, index: int) -> tuple[str, dict[str, bytes]]:
         """(key, extension -> bytes) of sample ``index``."""
         key, spans = self.samples[index]

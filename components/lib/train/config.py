@@ -262,7 +262,7 @@ class TrainerConfig(Frozen):
         description="Activation checkpointing of each block. full: keep a block's input only. "
         "selective: also attention outputs. light: also the results of matrix products. none: all. "
         "auto: for each block the least recomputation that the GPU's memory allows for the data "
-        "set's largest clip (which its manifest names; of a folder: for the first batch).",
+        "set's largest clip.",
     )
     recompute_memory: float = Field(
         default=0.94,

@@ -29,6 +29,9 @@ class SampleSource(Protocol):
     def shapes(self, split: Split) -> list[tuple[int, ...]]:
         """Shape of the samples of each shard; empty where that is not known."""
 
+    def biggest(self, split: Split) -> tuple[int, int] | None:
+        """(shard, index) of the sample with the most bytes; None of files that are elsewhere."""
+
     def read(self, split: Split, shard: int, index: int) -> tuple[str, dict[str, bytes]]:
         """(name for messages, extension -> bytes)."""
 
@@ -52,6 +55,16 @@ class ShardSource:
     def shapes(self, split: Split) -> list[tuple[int, ...]]:
         """As the manifest says."""
         return [shard.shape for shard in self.by_split[split]]
+
+    def biggest(self, split: Split) -> tuple[int, int] | None:
+        """As the headers of local tars say."""
+        local = [
+            (number, self._index(Path(shard.uri)))
+            for number, shard in enumerate(self.by_split[split])
+            if not shard.uri.startswith("s3://")
+        ]
+        places = [(tar.size(i), shard, i) for shard, tar in local for i in range(len(tar.samples))]
+        return max(places)[1:] if places else None
 
     def read(self, split: Split, shard: int, index: int) -> tuple[str, dict[str, bytes]]:
         """(name for messages, extension -> bytes). Raises UserError naming a damaged shard."""
@@ -96,6 +109,18 @@ class GuideSource:
     def shapes(self, split: Split) -> list[tuple[int, ...]]:
         """Not known: nothing but the files themselves says."""
         return [() for _ in self.counts(split)]
+
+    def biggest(self, split: Split) -> tuple[int, int] | None:
+        """As local files' sizes say."""
+        from components.lib.shards.guide import LATENT
+
+        refs = [self.files[split][f"{n}.{LATENT}"] for n in self.samples.get(split, [])]
+        sizes = [
+            (Path(ref.uri).stat().st_size, 0, index)
+            for index, ref in enumerate(refs)
+            if not ref.uri.startswith("s3://")
+        ]
+        return max(sizes)[1:] if sizes else None
 
     def read(self, split: Split, shard: int, index: int) -> tuple[str, dict[str, bytes]]:
         """(name for messages, file suffix -> bytes)."""

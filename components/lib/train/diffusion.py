@@ -210,10 +210,12 @@ class DiffusionTask:
     def prepare(self, batch: Batch, passes: int) -> bool:
         """Choose each block's recomputation, and what waits on the host during passes."""
         trainer = self.config.trainer
+        total, samples = device_bytes(self.layout.device), len(batch["latent"])
+        if (trainer.recompute != "auto" or total is None) and trainer.activations != "host":
+            return trainer.optimizer_state == "host"
         # The first batch need not be the largest, and the plan must hold for all.
-        shapes = [shape for shape in (batch["latent"].shape[1:], self.largest) if shape]
-        tokens, samples = max(self._tokens(shape) for shape in shapes), len(batch["latent"])
-        total = device_bytes(self.layout.device)
+        shapes = [shape for shape in (batch["latent"].shape[1:], self._largest_latent()) if shape]
+        tokens = max(self._tokens(shape) for shape in shapes)
         if trainer.recompute == "auto" and total is not None:
             plan = self._plan(total, tokens, samples, passes)
             configure_blocks(self._dit, checkpointing=plan.kinds, attention=self.attention)
@@ -231,6 +233,12 @@ class DiffusionTask:
                 device=self.layout.device,
             )
         return plan.state_waits
+
+    def _largest_latent(self) -> tuple[int, ...] | None:
+        """[C, T, H, W]: of the manifest, or of the biggest file in a folder."""
+        if self.largest is None and (place := self.source.biggest("train")):
+            self.largest = tuple(self._sample("train", *place)["latent"].shape)
+        return self.largest
 
     def _blocks(self) -> list[TransformerBlock]:
         return [block for block in self.units() if isinstance(block, TransformerBlock)]

@@ -44,6 +44,9 @@ class RandomSamples:
         """All alike."""
         return [()]
 
+    def biggest(self, split: str) -> None:
+        """None: all are alike."""
+
     def read(self, split: str, shard: int, index: int) -> tuple[str, dict[str, bytes]]:
         """Never called: the task makes the tensors."""
         raise AssertionError

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.lib.contract import UserError
+from components.lib.shards.latents import parse_latent
 from components.lib.store import ObjectStore
 from components.lib.train.cache import ShardCache, ShardRef
 from components.lib.train.clips import ClipReader
@@ -194,16 +195,30 @@ def test_a_folder_of_the_guide_is_read(tmp_path: Path) -> None:
         resize="crop",
     )
     for number in (0, 1, 10):
-        for name, data in guide_parts(number, latent + number, text, info).items():
+        value = latent.repeat(1, 1 + (number == 1), 1, 1) + number
+        for name, data in guide_parts(number, value, text, info).items():
             (tmp_path / name).write_bytes(data)
     source, manifest = open_source(
         str(tmp_path), None, cache_dir=tmp_path / "cache", max_bytes=10**6
     )
     assert manifest is None
     assert source.counts("train") == [3] and source.counts("validation") == []
+    assert source.biggest("train") == (0, 1) and source.biggest("validation") is None
     sample = _guide_sample(*source.read("train", 0, 2))
     torch.testing.assert_close(sample["latent"], (latent + 10).bfloat16())
     assert sample["fps"].item() == 30.0
+
+
+def test_the_biggest_sample_of_a_folder_is_found(sized_folder: Path, tmp_path: Path) -> None:
+    """Nobody else says for which size training needs memory."""
+    source, _ = open_source(str(sized_folder), None, cache_dir=tmp_path, max_bytes=10**6)
+    sizes = {
+        (shard, index): parse_latent(source.read("train", shard, index)[1])[0].numel()
+        for shard, count in enumerate(source.counts("train"))
+        for index in range(count)
+    }
+    place = source.biggest("train")
+    assert place is not None and sizes[place] == max(sizes.values()) > min(sizes.values())
 
 
 def test_an_empty_data_path_is_explained(tmp_path: Path) -> None:
