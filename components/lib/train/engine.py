@@ -184,7 +184,7 @@ class Engine:
             number = owner.get(id(self.parameters[name]))
             if kind != "model" and number is not None:
                 state[number][f"{kind}.{name}"] = local_part(value)
-        return WaitingState(units, state, self.layout.device)
+        return WaitingState(units, state, self.layout.device, self.copies.stream)
 
     def _mean_over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
         names = sorted(totals)

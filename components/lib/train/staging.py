@@ -29,7 +29,7 @@ class HostCopies:
         self._buffers: dict[str, torch.Tensor] = {}
         if device.type == "cuda" and stream is None:
             stream = torch.cuda.Stream(device)
-        self._stream = stream
+        self.stream = stream
         self._event: torch.cuda.Event | None = None
 
     def prepare(self, name: str, like: torch.Tensor) -> torch.Tensor:
@@ -41,40 +41,40 @@ class HostCopies:
         if held is None or held.numel() < like.numel() or held.dtype != like.dtype:
             self.wait()  # the buffer that goes may still be read or written
             held = torch.empty(like.numel(), dtype=like.dtype)
-            if self._stream is not None:
+            if self.stream is not None:
                 _page_lock(held)
             self._buffers[name] = held
         return held[: like.numel()].view(like.shape)
 
     def begin(self) -> None:
         """Before the `take`s of one save: they see everything queued so far."""
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def take(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Copy ``value`` into its buffer. Valid after `wait`, until the next save."""
         target = self.prepare(name, value)
-        if self._stream is None:
+        if self.stream is None:
             target.copy_(value)
         else:
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self.stream):
                 target.copy_(value, non_blocking=True)
         return target
 
     def give_back(self, name: str, value: torch.Tensor) -> None:
         """Copy what `take` kept back into ``value``. There before what follows `hold_back`."""
         source = self.prepare(name, value)
-        if self._stream is None:
+        if self.stream is None:
             value.copy_(source)
         else:
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self.stream):
                 value.copy_(source, non_blocking=True)
 
     def end(self) -> None:
         """After the last `take` of a save, or the last `give_back`."""
-        if self._stream is not None:
+        if self.stream is not None:
             self._event = torch.cuda.Event()
-            self._event.record(self._stream)
+            self._event.record(self.stream)
 
     def wait(self) -> None:
         """Stop the calling thread until the copies are there (the thread that writes them)."""

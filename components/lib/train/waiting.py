@@ -9,8 +9,7 @@ have left. The optimizer then runs on the GPU as ever and computes the same, bit
 kept instead saves recomputation.
 
 The trade-off: page-locked buffers of that size for the whole run, which take 0.25 s a GiB to make,
-and a bus that is busy for a part of each step; the copies run beside the computation on a stream of
-their own.
+and a bus that is busy for a part of each step; the copies run beside the computation.
 """
 
 from __future__ import annotations
@@ -52,8 +51,13 @@ class WaitingState:
         blocks: Sequence[nn.Module],
         state: Sequence[Mapping[str, torch.Tensor]],
         device: torch.device,
+        stream: torch.cuda.Stream | None,
     ) -> None:
-        """``state``: for each block its local tensors by name. Allocates the buffers."""
+        """``state``: for each block its local tensors by name. Allocates the buffers.
+
+        ``stream``: that of every other copy of the state, a checkpoint's. Memory is given up when
+        the copy here is made, and so when those that were queued before are.
+        """
         self.returns = True
         self._leaves = False
         self._state = [
@@ -61,7 +65,6 @@ class WaitingState:
             for part in state
         ]
         self._where = [Where.HERE for _ in blocks]
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._copies = [HostCopies(device, stream) for _ in blocks]
         for copies, part in zip(self._copies, self._state, strict=True):
             for name, value in part.items():

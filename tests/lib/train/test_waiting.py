@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from components.lib.train import diffusion
+from components.lib.train import diffusion, waiting
 from components.lib.train.config import DiffusionConfig
 from components.lib.train.layout import local_part, start_processes, stop_processes
 from components.lib.train.recompute import free_after_state
+from components.lib.train.staging import HostCopies
 from components.lib.train.waiting import back_after, gone_before, host_bytes_left, leaving_at
 from tests.benchmarks.gpu.random_dit import GEOMETRIES, RandomTask, Shape, build
 
@@ -154,6 +155,23 @@ def test_pace_ends_in_time() -> None:
         assert back_after(count, count) == count
         for block in range(1, count):  # nobody waits for a copy that has only just begun
             assert leaving_at(block - 1, count) >= gone_before(block, count)
+
+
+def test_state_leaves_behind_the_copies_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one stream: otherwise its memory could be given up while a checkpoint still reads it."""
+    streams = []
+
+    class Seen(HostCopies):
+        def __init__(self, device: torch.device, stream: Any = None) -> None:
+            super().__init__(device)
+            streams.append(stream)
+
+    with Run(optimizer_state="host") as run:
+        mark: Any = object()
+        monkeypatch.setattr(waiting, "HostCopies", Seen)
+        monkeypatch.setattr(run.engine.copies, "stream", mark)
+        run.steps(1)
+    assert streams == [mark] * LAYERS
 
 
 def test_a_step_that_fails_loses_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
