@@ -30,7 +30,7 @@ def rows() -> Iterator[Row]:
             f"clips of three sizes: useful part of the time of {ranks} ranks",
             ours,
             mixed,
-            (ours / mixed),
+            ours / mixed,
         )
 
 

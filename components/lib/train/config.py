@@ -17,6 +17,8 @@ from pydantic import Field, field_validator, model_validator
 from components.lib.contract import Frozen
 
 Task = Literal["diffusion", "tokenizer"]
+#: Of what need not be on the GPU all the time.
+Place = Literal["auto", "gpu", "host"]
 
 
 class LoraConfig(Frozen):
@@ -272,14 +274,14 @@ class TrainerConfig(Frozen):
         "something else needs memory there too.",
     )
     compile: bool = Field(default=False, description="Compile each block with torch.compile.")
-    optimizer_state: Literal["auto", "gpu", "host"] = Field(
+    optimizer_state: Place = Field(
         default="auto",
         description="Where Adam's moments and the moving average are during forward and backward "
         "pass, while activations need the GPU's memory. The optimizer's step is on the GPU and "
         "computes the same either way. auto: on the host if recompute=auto would otherwise repeat "
         "matrix products and the host has the memory.",
     )
-    activations: Literal["auto", "gpu", "host"] = Field(
+    activations: Place = Field(
         default="auto",
         description="Where the widest activation of compiled blocks (GELU's input, a third of what "
         "light keeps) is between forward and backward pass. It comes back unchanged. auto: on the "

@@ -243,13 +243,13 @@ class DiffusionTask:
     def _blocks(self) -> list[TransformerBlock]:
         return [block for block in self.units() if isinstance(block, TransformerBlock)]
 
-    def _plan(self, device_bytes: float, tokens: int, samples: int, passes: int) -> Plan:
-        """For clips of so many tokens; the same on every rank."""
+    def _plan(self, total: float, tokens: int, samples: int, passes: int) -> Plan:
+        """For a GPU of ``total`` bytes and clips of so many tokens; the same on every rank."""
         trainer = self.config.trainer
         ranks = self.layout.tp if self.layout.sequence_parallel else 1
         rows = samples * tokens / ranks
         ema = bool(trainer.ema_decay)
-        free = free_after_state(self.model, device_bytes, ema=ema, accumulates=passes > 1)
+        free = free_after_state(self.model, total, ema=ema, accumulates=passes > 1)
         gradients = block_gradient_bytes(self.model)
         state = (2 + ema) * gradients  # moments and average are fp32 as well
         host = host_bytes_left() - self.dit.layers * state - HOST_RESERVE

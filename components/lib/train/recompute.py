@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from components.lib.cosmos.dit_block import Checkpointing
 from components.lib.cosmos.flops import KEPT, WORKING
+from components.lib.train.config import Place
 from components.lib.train.layout import local_part
 from components.lib.train.waiting import back_after, gone_before
 from components.lib.train.wide import BESIDE
@@ -127,9 +128,6 @@ def most_held(
         for done in range(count + 1)
     ]
     return max(*forward, *backward)
-
-
-Place = Literal["auto", "gpu", "host"]
 
 
 def make_plan(room: Room, state_bytes: float, state: Place, wide: Place) -> Plan:

@@ -107,11 +107,11 @@ def plan(engine: Engine) -> str:
     """How the blocks recompute, and what waits on the host."""
     kinds = [str(getattr(block, "checkpointing", "none")) for block in engine.task.units()]
     plan = "recompute " + ", ".join(f"{k} x {kinds.count(k)}" for k in dict.fromkeys(kinds))
-    if engine.waiting is not None:
-        plan += f", {engine.waiting.nbytes / 2**30:.1f} GiB of optimizer state wait on the host"
     wide = getattr(engine.task, "wide", None)
-    if wide is not None:
-        plan += f", and {wide.nbytes / 2**30:.1f} GiB of activations"
+    waiting = [("optimizer state", engine.waiting), ("activations", wide)]
+    sizes = [f"{part.nbytes / 2**30:.1f} GiB of {name}" for name, part in waiting if part]
+    if sizes:
+        plan += f", {' and '.join(sizes)} wait on the host"
     return plan
 
 

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.lib.cosmos.dit_block import Checkpointing
+from components.lib.train.config import Place
 from components.lib.train.recompute import (
     LADDER,
-    Place,
     Plan,
     Room,
     keep_products,
