@@ -1,13 +1,14 @@
 """Checkpoints: written while training goes on, visible only when complete, readable at any layout.
 
-A save has this rank's shards copied to the host (`staging`) and returns; a thread then writes them
-with torch's distributed checkpoint (DCP) in its safetensors form, uploads them, and the first rank
-adds the manifest last. The thread's collectives run on a gloo group of their own, so they never
-interleave with training's. DCP describes each shard's place in the global tensor, which is what
-lets another layout read it; safetensors headers carry that description, so no pickle is involved.
+A save has this rank's shards copied to the host (`staging`) and returns. A thread then has them
+written as torch's distributed checkpoint (DCP) plans it, in safetensors files that are uploaded as
+they come (`shard_files`), and the first rank adds the manifest last. The thread's collectives run
+on a gloo group of their own, so they never interleave with training's. DCP describes each shard's
+place in the global tensor, which is what lets another layout read it; safetensors headers carry
+that description, so no pickle is involved.
 
 The trade-off: a save needs one more copy of the shards in host memory (12 bytes per parameter of
-this rank, and a file's part of it), and a second save waits for the first.
+this rank), and a second save waits for the first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from components.lib.contract import UserError
 from components.lib.manifest import MANIFEST_NAME, FileEntry
@@ -36,13 +37,14 @@ from components.lib.train.places import (
     delete_folder,
     read_folder_manifest,
 )
+from components.lib.train.shard_files import SafetensorsWriter
 
 log = logging.getLogger("cosmos.train")
 PREFIX = "checkpoints/"
 METRICS = "metrics.jsonl"
-#: Of one file, over all ranks. DCP makes each rank's part of a file in memory before it writes it.
+#: Of one file, over all ranks: small enough that several of a rank's are on their way at once.
 FILE_BYTES = 8 * 2**30
-#: Files of a rank that are hashed and uploaded at the same time.
+#: Files of a rank that are written, hashed and uploaded at the same time.
 TRANSFERS = 4
 Tensors = dict[str, torch.Tensor]
 
@@ -167,14 +169,16 @@ class Checkpoints:
         local = self.work_dir / "saving" / f"rank-{self.layout.rank:05d}" / f"step-{step:08d}"
         shutil.rmtree(local, ignore_errors=True)
         local.mkdir(parents=True)
-        writer = HuggingFaceStorageWriter(
-            str(local), file_of(tensors, FILE_BYTES), save_distributed=True
-        )
-        # These files are on their way elsewhere. Whatever of them a crash destroys has another
-        # digest than the manifest says, so the disk need not be waited for.
-        writer.sync_files = False
-        dcp.save(tensors, storage_writer=writer, process_group=self._group)
-        mine = self._put(sorted(local.glob("*.safetensors")), folder)
+        with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="checkpoint") as pool:
+            writer = SafetensorsWriter(
+                local,
+                f"shard-{self.layout.rank:05d}",
+                file_of(tensors, FILE_BYTES),
+                pool,
+                lambda path: self.place.put(path, folder + path.name, move=True),
+            )
+            dcp.save(tensors, storage_writer=writer, process_group=self._group)
+            mine = [entry.result().model_dump() for entry in writer.entries]
         shutil.rmtree(local)
         everyone: list[Any] = [None] * self.layout.world
         dist.all_gather_object(everyone, mine, group=self._group)
@@ -190,13 +194,6 @@ class Checkpoints:
             self._prune()
         # Nobody goes on to the next save, or ends the process, before this one is complete.
         dist.barrier(group=self._group)
-
-    def _put(self, paths: list[Path], folder: str) -> list[dict[str, Any]]:
-        def put(path: Path) -> dict[str, Any]:
-            return self.place.put(path, folder + path.name, move=True).model_dump()
-
-        with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="checkpoint") as pool:
-            return list(pool.map(put, paths))
 
     def _prune(self) -> None:
         folders = complete_folders(self.place, PREFIX)

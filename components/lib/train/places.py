@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from components.lib.contract import Frozen, UserError
 from components.lib.manifest import MANIFEST_NAME, FileEntry
 from components.lib.store import ObjectStore
+
+#: Files of a local folder that are hashed at the same time.
+READERS = 4
 
 
 class FolderManifest(Frozen):
@@ -38,7 +43,8 @@ class Place(Protocol):
         """A small text, or None when there is none."""
 
     def fetch(self, entries: Sequence[FileEntry], prefix: str, folder: Path) -> None:
-        """Copy ``prefix + entry.path`` to ``folder / entry.path``, verifying each digest."""
+        """Have ``prefix + entry.path`` at ``folder / entry.path``, to be read only, each digest
+        verified."""
 
     def names(self, prefix: str) -> list[str]:
         """All names that start with ``prefix``, sorted."""
@@ -102,6 +108,8 @@ class LocalPlace:
         temporary = target.with_name(target.name + ".partial")
         if move:
             shutil.move(source, temporary)
+            # as any new file here would be; safetensors' are their owner's alone
+            temporary.chmod(target.parent.stat().st_mode & 0o666)
         else:
             shutil.copyfile(source, temporary)
         temporary.replace(target)
@@ -121,14 +129,22 @@ class LocalPlace:
         return path.read_text() if path.is_file() else None
 
     def fetch(self, entries: Sequence[FileEntry], prefix: str, folder: Path) -> None:
-        """Copy and verify."""
-        for entry in entries:
+        """Verify, and link where that is possible: no file here is changed once it has its name."""
+
+        def fetch_one(entry: FileEntry) -> None:
             source = self.root / prefix / entry.path
             if not source.is_file() or _digest(source) != entry.sha256:
                 raise UserError(f"{source} is missing or damaged: its digest does not match.")
             target = folder / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            target.unlink(missing_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(source, target)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(fetch_one, entries))
 
     def names(self, prefix: str) -> list[str]:
         """All names that start with ``prefix``, sorted."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from components.lib.contract import UserError
+from components.lib.manifest import FileEntry
 from components.lib.store import ObjectStore
 from components.lib.train import checkpoint
 from components.lib.train.checkpoint import Checkpoints, DamagedCheckpoint
@@ -88,6 +95,89 @@ def test_a_large_state_is_several_files(
     views = {name: tensor(layout, -1)["model.w"] for name in names}
     saves.load(*found, views, 0)
     assert [views[name].to_local()[0, 0].item() for name in names] == [0, 1, 2, 3, 4]  # type: ignore[attr-defined]
+
+
+def test_files_are_as_dcp_itself_would_write_them(layout: Layout, tmp_path: Path) -> None:
+    """The oracle: torch's own writer of the same tensors, of several shapes and types."""
+    values = {
+        "model.w": tensor(layout, 1.5)["model.w"],
+        "optim.step": torch.tensor(7),
+        "ema.b": torch.arange(6, dtype=torch.bfloat16).reshape(3, 2),
+        "model.none": torch.empty(0, 4),
+    }
+    checkpoints(LocalPlace(tmp_path / "run"), layout, tmp_path / "work", asynchronous=False).save(
+        1, values, {}, ""
+    )
+    theirs = tmp_path / "theirs"
+    writer = HuggingFaceStorageWriter(str(theirs), save_distributed=True)
+    dcp.save(values, storage_writer=writer, process_group=dist.group.WORLD)
+    [file] = (tmp_path / "run" / "checkpoints").rglob("*.safetensors")
+    [other] = theirs.glob("*.safetensors")
+    with safe_open(file, "pt") as found, safe_open(other, "pt") as expected:
+        assert set(found.keys()) == set(expected.keys()) == set(values)
+        places, wanted = found.metadata(), expected.metadata()
+        assert places.keys() == wanted.keys()
+        assert json.loads(places.pop("DCP_SHARDING_INFO")) == json.loads(
+            wanted.pop("DCP_SHARDING_INFO")
+        )
+        assert places == wanted
+        for name in values:
+            torch.testing.assert_close(
+                found.get_tensor(name), expected.get_tensor(name), rtol=0, atol=0
+            )
+
+
+def test_the_disk_holds_only_what_is_on_its_way(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 24)  # a file for each tensor
+    monkeypatch.setattr(checkpoint, "TRANSFERS", 1)
+    work, seen = tmp_path / "work", []
+
+    class Watched(LocalPlace):
+        def put(self, source: Path, name: str, *, move: bool = False) -> FileEntry:
+            seen.append(len(list(work.rglob("*.safetensors"))))
+            return super().put(source, name)  # leaves the source, as a store does
+
+    values = {str(n): tensor(layout, n)["model.w"] for n in range(5)}
+    checkpoints(Watched(tmp_path / "run"), layout, work, asynchronous=False).save(1, values, {}, "")
+    assert seen == [1, 1, 1, 1, 1]
+    assert not list(work.rglob("*.safetensors"))
+
+
+def test_others_may_read_what_a_run_leaves_in_a_shared_folder(
+    layout: Layout, tmp_path: Path
+) -> None:
+    """As much as the umask lets them read any new file."""
+    saves = checkpoints(LocalPlace(tmp_path / "run"), layout, tmp_path / "work")
+    saves.save(1, tensor(layout, 1.0), {}, "")
+    saves.wait()
+    plain = tmp_path / "plain"
+    plain.touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert modes == {plain.stat().st_mode}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_restore_leaves_a_local_run_as_it_is(
+    links: bool, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError("no links on this file system")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    saves = checkpoints(LocalPlace(tmp_path / "run"), layout, tmp_path / "work")
+    saves.save(1, tensor(layout, 2.5), {}, "")
+    saves.wait()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    found = saves.newest()
+    assert found is not None
+    views = tensor(layout, 0.0)
+    saves.load(*found, views, 0)
+    views["model.w"].to_local().fill_(-1)  # type: ignore[attr-defined]
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list((tmp_path / "work").rglob("*.safetensors"))
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 100))
