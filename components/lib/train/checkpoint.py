@@ -5,7 +5,8 @@ written as torch's distributed checkpoint (DCP) plans it, in safetensors files t
 they come (`shard_files`), and the first rank adds the manifest last. The thread's collectives run
 on a gloo group of their own, so they never interleave with training's. DCP describes each shard's
 place in the global tensor, which is what lets another layout read it; safetensors headers carry
-that description, so no pickle is involved.
+that description, so no pickle is involved. A node that resumes fetches the files which its ranks
+need, shared out among them.
 
 The trade-off: a save needs one more copy of the shards in host memory (12 bytes per parameter of
 this rank), and a second save waits for the first.
@@ -13,6 +14,7 @@ this rank), and a second save waits for the first.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import threading
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint import CheckpointException
 
 from components.lib.contract import UserError
 from components.lib.manifest import MANIFEST_NAME, FileEntry
@@ -37,7 +39,13 @@ from components.lib.train.places import (
     delete_folder,
     read_folder_manifest,
 )
-from components.lib.train.shard_files import SafetensorsWriter
+from components.lib.train.shard_files import (
+    INDEX,
+    PartialReader,
+    SafetensorsWriter,
+    ShardFile,
+    lay_out,
+)
 
 log = logging.getLogger("cosmos.train")
 PREFIX = "checkpoints/"
@@ -122,35 +130,62 @@ class Checkpoints:
     def load(self, folder: str, manifest: FolderManifest, tensors: Tensors, local_rank: int) -> str:
         """Fill host ``tensors`` from a checkpoint written at any layout.
 
-        One rank of each node downloads and verifies. Returns the metrics text saved with it.
-        Raises DamagedCheckpoint on every rank when a file is missing or not what was written.
+        Each node fetches and verifies the files that its ranks need, each rank some of them.
+        Returns the metrics text saved with it. Raises DamagedCheckpoint on every rank when a file
+        is missing or not what was written.
         """
-        local = self.work_dir / "restore" / Path(folder).name
-        files = [entry for entry in manifest.files if entry.path.endswith(".safetensors")]
-        problem = ""
-        if local_rank == 0:
+        # Nodes may have one log folder, and ranks of a node have consecutive numbers.
+        node = self.layout.rank - local_rank
+        local = self.work_dir / "restore" / f"node-of-rank-{node:05d}" / Path(folder).name
+        files = {entry.path: entry for entry in manifest.files}
+        shards = [entry for name, entry in files.items() if name.endswith(".safetensors")]
+
+        def make_ready() -> None:
             shutil.rmtree(local, ignore_errors=True)
             local.mkdir(parents=True)
-            try:
-                self.place.fetch(files, folder, local)
-            except UserError as error:
-                problem = str(error)
-        problems: list[Any] = [None] * self.layout.world
-        dist.all_gather_object(problems, problem, group=self._group)
-        if any(problems):
-            raise DamagedCheckpoint(next(text for text in problems if text))
-        reader = HuggingFaceStorageReader(str(local))
+            if INDEX in files:
+                self.place.fetch([files[INDEX]], folder, local)
+                lay_out((local / INDEX).read_text(), shards, local)
+            else:  # written before there was one
+                self.place.fetch(shards, folder, local)
+
+        def fetch(wanted: set[str]) -> None:
+            asked: list[Any] = [None] * self.layout.world
+            dist.all_gather_object(asked, (node, sorted(wanted)), group=self._group)
+            here = [names for where, names in asked if where == node]
+            names = sorted(set().union(*here)) if INDEX in files else []
+            mine = [files[name] for name in names[local_rank :: len(here)]]
+            self._together(lambda: self.place.fetch(mine, folder, local))
+
+        self._together(make_ready if local_rank == 0 else lambda: None)
+        reader = PartialReader(local, fetch)
         held = set(reader.read_metadata().state_dict_metadata)
         if missing := sorted(set(tensors) - held):
             raise UserError(
                 f"Checkpoint {folder} lacks '{missing[0]}' (and {len(missing) - 1} more): it was "
                 "written with other settings. Use the same ones, or another log.store_uri."
             )
-        dcp.load(tensors, storage_reader=reader, process_group=self._group)
+        try:
+            dcp.load(tensors, storage_reader=reader, process_group=self._group)
+        except CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            raise next((c for c in causes if isinstance(c, DamagedCheckpoint)), error) from None
         dist.barrier(group=self._group)
         if local_rank == 0:
             shutil.rmtree(local, ignore_errors=True)
         return self.place.get_text(folder + METRICS) or ""
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Raise on every rank what a file of the checkpoint was found to lack on one of them."""
+        problem = ""
+        try:
+            work()
+        except UserError as error:
+            problem = str(error)
+        problems: list[Any] = [None] * self.layout.world
+        dist.all_gather_object(problems, problem, group=self._group)
+        if any(problems):
+            raise DamagedCheckpoint(next(text for text in problems if text))
 
     def _write_guarded(
         self, step: int, tensors: Tensors, state: dict[str, Any], metrics: str
@@ -178,13 +213,17 @@ class Checkpoints:
                 lambda path: self.place.put(path, folder + path.name, move=True),
             )
             dcp.save(tensors, storage_writer=writer, process_group=self._group)
-            mine = [entry.result().model_dump() for entry in writer.entries]
+            written = [file.result() for file in writer.files]
         shutil.rmtree(local)
+        mine = [(file.entry.model_dump(), file.header) for file in written]
         everyone: list[Any] = [None] * self.layout.world
         dist.all_gather_object(everyone, mine, group=self._group)
-        files = [FileEntry.model_validate(entry) for entries in everyone for entry in entries]
+        parts = [ShardFile(FileEntry.model_validate(e), h) for rank in everyone for e, h in rank]
+        files = [part.entry for part in parts]
         self.bytes_written = sum(entry.bytes for entry in files)
         if self.layout.is_main:
+            headers = {part.entry.path[len(folder) :]: part.header for part in parts}
+            files.append(self.place.put_text(folder + INDEX, json.dumps(headers)))
             files.append(self.place.put_text(folder + METRICS, metrics))
             relative = tuple(
                 entry.model_copy(update={"path": entry.path[len(folder) :]}) for entry in files

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -39,13 +40,19 @@ class SampleSource(Protocol):
 class ShardSource:
     """Samples in tar shards, local or in object storage."""
 
-    def __init__(self, shards: list[ShardRef], cache: ShardCache) -> None:
+    def __init__(
+        self,
+        shards: list[ShardRef],
+        cache: ShardCache,
+        indexes: Mapping[Path, TarIndex] | None = None,
+    ) -> None:
+        """``indexes``: of local tars that have been read already, which takes seconds for many."""
         self.cache = cache
         self.by_split = {
             split: [shard for shard in shards if shard.split == split and shard.samples > 0]
             for split in ("train", "validation")
         }
-        self._indexes: dict[Path, TarIndex] = {}
+        self._indexes = dict(indexes or {})
         self._guard = threading.Lock()
 
     def counts(self, split: Split) -> list[int]:
@@ -153,7 +160,8 @@ def open_source(
     if guide := _guide_folder(local):
         source = GuideSource(guide, cache)
     else:
-        source = ShardSource(_folder_shards(local), cache)
+        indexes = {tar: TarIndex(tar) for tar in sorted(local.glob("*.tar"))}
+        source = ShardSource(_shards_of(indexes), cache, indexes)
     if not source.counts("train"):
         raise UserError(f"{path} holds neither tar shards nor the guide's .pth files.")
     return source, None
@@ -231,13 +239,13 @@ def guide_files(manifest: Manifest) -> dict[Split, dict[str, ShardRef]]:
     return found if found.get("train") else {}
 
 
-def _folder_shards(folder: Path) -> list[ShardRef]:
+def _shards_of(indexes: Mapping[Path, TarIndex]) -> list[ShardRef]:
     return [
         ShardRef(
             name=path.name,
             uri=str(path),
-            samples=len(TarIndex(path).samples),
+            samples=len(index.samples),
             split="validation" if path.name.startswith("validation") else "train",
         )
-        for path in sorted(folder.glob("*.tar"))
+        for path, index in indexes.items()
     ]
