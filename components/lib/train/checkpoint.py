@@ -18,6 +18,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,6 +200,7 @@ class Checkpoints:
         if self.layout.device.type == "cuda":
             # A thread starts on the node's first GPU, where DCP would open a context of its own.
             torch.cuda.set_device(self.layout.device)
+        began = time.monotonic()
         self._ready()
         folder = f"{PREFIX}step-{step:08d}/"
         local = self.work_dir / "saving" / f"rank-{self.layout.rank:05d}" / f"step-{step:08d}"
@@ -230,6 +232,8 @@ class Checkpoints:
             )
             manifest = FolderManifest(files=relative, state={**state, "step": step})
             self.place.put_text(folder + MANIFEST_NAME, manifest.model_dump_json(indent=1))
+            size, took = self.bytes_written / 2**30, time.monotonic() - began
+            log.info("checkpoint of step %d: %.2f GiB stored in %.1f s", step, size, took)
             self._prune()
         # Nobody goes on to the next save, or ends the process, before this one is complete.
         dist.barrier(group=self._group)

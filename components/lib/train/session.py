@@ -140,6 +140,7 @@ class Session:
         folder = ""
         while (found := self.checkpoints.newest(before=folder)) is not None:
             folder, manifest = found
+            began = time.monotonic()
             views = self.engine.tensors()
             self.engine.copies.wait()
             try:
@@ -153,7 +154,8 @@ class Session:
                 self.metrics.restore(text)
             self._saved_step = self.engine.step
             if self.layout.is_main:
-                log.info("resuming from %s at step %d", folder, self.engine.step)
+                took, step = time.monotonic() - began, self.engine.step
+                log.info("resuming from %s at step %d, read in %.1f s", folder, step, took)
             return
 
     def _log_step(self, values: dict[str, float]) -> None:
