@@ -34,6 +34,7 @@ from components.lib.manifest import MANIFEST_NAME, FileEntry
 from components.lib.train.config import CheckpointConfig
 from components.lib.train.layout import Layout
 from components.lib.train.places import (
+    DamagedFile,
     FolderManifest,
     Place,
     complete_folders,
@@ -132,8 +133,8 @@ class Checkpoints:
         """Fill host ``tensors`` from a checkpoint written at any layout.
 
         Each node fetches and verifies the files that its ranks need, each rank some of them.
-        Returns the metrics text saved with it. Raises DamagedCheckpoint on every rank when a file
-        is missing or not what was written.
+        Returns the metrics text saved with it. Raises on every rank: DamagedCheckpoint when a file
+        is missing or not what was written, another UserError when it cannot be fetched.
         """
         # Nodes may have one log folder, and ranks of a node have consecutive numbers.
         node = self.layout.rank - local_rank
@@ -170,23 +171,26 @@ class Checkpoints:
             dcp.load(tensors, storage_reader=reader, process_group=self._group)
         except CheckpointException as error:
             causes = [cause for cause, _ in error.failures.values()]
-            raise next((c for c in causes if isinstance(c, DamagedCheckpoint)), error) from None
+            raise next((c for c in causes if isinstance(c, UserError)), error) from None
         dist.barrier(group=self._group)
         if local_rank == 0:
             shutil.rmtree(local, ignore_errors=True)
         return self.place.get_text(folder + METRICS) or ""
 
     def _together(self, work: Callable[[], None]) -> None:
-        """Raise on every rank what a file of the checkpoint was found to lack on one of them."""
-        problem = ""
+        """Raise on every rank what one of them finds. Damage is final, so anything else goes
+        first: a store that cannot be reached says nothing about what it holds."""
+        problem = ("", False)
         try:
             work()
         except UserError as error:
-            problem = str(error)
+            problem = (str(error), isinstance(error, DamagedFile))
         problems: list[Any] = [None] * self.layout.world
         dist.all_gather_object(problems, problem, group=self._group)
-        if any(problems):
-            raise DamagedCheckpoint(next(text for text in problems if text))
+        found = sorted((final, text) for text, final in problems if text)
+        if found:
+            final, text = found[0]
+            raise (DamagedCheckpoint if final else UserError)(text)
 
     def _write_guarded(
         self, step: int, tensors: Tensors, state: dict[str, Any], metrics: str

@@ -17,10 +17,14 @@ from typing import Any, Protocol
 
 from components.lib.contract import Frozen, UserError
 from components.lib.manifest import MANIFEST_NAME, FileEntry
-from components.lib.store import ObjectStore
+from components.lib.store import ObjectCorrupt, ObjectMissing, ObjectStore
 
 #: Files of a local folder that are hashed at the same time.
 READERS = 4
+
+
+class DamagedFile(UserError):
+    """A stored file is missing, or has another digest than its manifest says."""
 
 
 class FolderManifest(Frozen):
@@ -44,7 +48,7 @@ class Place(Protocol):
 
     def fetch(self, entries: Sequence[FileEntry], prefix: str, folder: Path) -> None:
         """Have ``prefix + entry.path`` at ``folder / entry.path``, to be read only, each digest
-        verified."""
+        verified. Raises DamagedFile; what another attempt might mend is another error."""
 
     def names(self, prefix: str) -> list[str]:
         """All names that start with ``prefix``, sorted."""
@@ -79,12 +83,13 @@ class StorePlace:
 
     def fetch(self, entries: Sequence[FileEntry], prefix: str, folder: Path) -> None:
         """Copy and verify."""
-        self.store.get_files(
-            [
-                (self.uri + prefix + entry.path, folder / entry.path, entry.sha256)
-                for entry in entries
-            ]
-        )
+        wanted = [
+            (self.uri + prefix + entry.path, folder / entry.path, entry.sha256) for entry in entries
+        ]
+        try:
+            self.store.get_files(wanted)
+        except (ObjectMissing, ObjectCorrupt) as error:
+            raise DamagedFile(str(error)) from error
 
     def names(self, prefix: str) -> list[str]:
         """All names that start with ``prefix``, sorted."""
@@ -134,7 +139,7 @@ class LocalPlace:
         def fetch_one(entry: FileEntry) -> None:
             source = self.root / prefix / entry.path
             if not source.is_file() or _digest(source) != entry.sha256:
-                raise UserError(f"{source} is missing or damaged: its digest does not match.")
+                raise DamagedFile(f"{source} is missing or damaged: its digest does not match.")
             target = folder / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
 from components.lib.store import ObjectStore
 from components.lib.train.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
@@ -137,7 +138,7 @@ class Session:
         dist.barrier(group=self._control)
 
     def _resume(self) -> None:
-        folder = ""
+        folder, damage = "", ""
         while (found := self.checkpoints.newest(before=folder)) is not None:
             folder, manifest = found
             began = time.monotonic()
@@ -146,7 +147,9 @@ class Session:
             try:
                 text = self.checkpoints.load(folder, manifest, views, local_rank())
             except DamagedCheckpoint as error:
-                log.warning("going on from an earlier checkpoint than %s: %s", folder, error)
+                damage = str(error)
+                if self.layout.is_main:
+                    log.warning("%s cannot be read, trying the one before: %s", folder, damage)
                 continue
             self.engine.load_tensors(views)
             self.engine.load_state(manifest.state)
@@ -157,6 +160,11 @@ class Session:
                 took, step = time.monotonic() - began, self.engine.step
                 log.info("resuming from %s at step %d, read in %.1f s", folder, step, took)
             return
+        if damage:
+            raise UserError(
+                f"No checkpoint of this run can be read: {damage} To train from the beginning, "
+                "delete the run's checkpoints, or give it another log.store_uri or log.log_dir."
+            )
 
     def _log_step(self, values: dict[str, float]) -> None:
         if self.metrics is None:

@@ -1,6 +1,7 @@
 """One rank that saves or restores a small state: ``restore_ranks.py ORDER.json RANK``.
 
-The order names world, the run's folder, the dimension that is cut, ranks of a node, and what to do.
+The order names world, the run's folder, the dimension that is cut, ranks of a node, what to do, and
+the rank that cannot fetch.
 Each rank leaves ``rank-N.json``: the files it fetched, and what came back or the error.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
 from components.lib.train import checkpoint
 from components.lib.train.checkpoint import Checkpoints, DamagedCheckpoint
@@ -29,12 +31,15 @@ NAMES = ("model.a", "model.b", "model.c")
 class Watched(LocalPlace):
     """Notes what is fetched."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, refuses: bool) -> None:
         super().__init__(root)
         self.fetched: list[str] = []
+        self.refuses = refuses
 
     def fetch(self, entries: Sequence[FileEntry], prefix: str, folder: Path) -> None:
         """Note it, then fetch."""
+        if self.refuses and any(entry.path.endswith(".safetensors") for entry in entries):
+            raise UserError("The store refused.")
         self.fetched += [entry.path for entry in entries]
         super().fetch(entries, prefix, folder)
 
@@ -54,7 +59,7 @@ def main(path: Path, rank: int) -> None:
     }
     checkpoint.FILE_BYTES = 64
     layout = start_processes(TrainerConfig(accelerator="cpu"), model_parallel=False)
-    place = Watched(Path(order["run"]))
+    place = Watched(Path(order["run"]), refuses=rank == order["refusing"])
     work = Path(order["run"]).parent / "work"  # one for all nodes, as on a shared disk
     saves = Checkpoints(place, layout, CheckpointConfig(asynchronous=False), work)
     size = 4 // world
@@ -82,6 +87,8 @@ def main(path: Path, rank: int) -> None:
             )
         except DamagedCheckpoint as error:
             report["damaged"] = str(error)
+        except UserError as error:
+            report["stopped"] = str(error)
     report["fetched"] = [name for name in place.fetched if name.endswith(".safetensors")]
     (path.parent / f"rank-{rank}.json").write_text(json.dumps(report))
     stop_processes()

@@ -18,10 +18,12 @@ SCRIPT = Path(__file__).with_name("restore_ranks.py")
 SAVED = [f"shard-{rank:05d}-{number:05d}.safetensors" for rank in (0, 1) for number in (1, 2, 3)]
 
 
-def ranks(folder: Path, what: str, world: int, *, dim: int = 0, per_node: int = 1) -> Any:
+def ranks(
+    folder: Path, what: str, world: int, *, dim: int = 0, per_node: int = 1, refusing: int = -1
+) -> Any:
     """The reports of so many ranks."""
     folder.mkdir(exist_ok=True)
-    order = {"what": what, "world": world, "dim": dim, "per_node": per_node}
+    order = {"what": what, "world": world, "dim": dim, "per_node": per_node, "refusing": refusing}
     path = folder / "order.json"
     path.write_text(json.dumps({**order, "run": str(folder / "run"), "port": free_ports(1)[0]}))
     commands = [[sys.executable, str(SCRIPT), str(path), str(rank)] for rank in range(world)]
@@ -79,6 +81,14 @@ def test_all_ranks_refuse_what_one_of_them_finds_damaged(what: str, saved: Path)
     first, second = ranks(saved, "load", 2)
     assert first["damaged"] == second["damaged"]
     assert shard.name in first["damaged"]
+
+
+def test_a_store_that_refuses_is_no_damage(saved: Path) -> None:
+    """An earlier checkpoint is for damage only: what cannot be fetched now may be tomorrow."""
+    [shard] = saved.rglob(SAVED[0])
+    shard.unlink()  # which the other rank finds in the same moment
+    for report in ranks(saved, "load", 2, refusing=1):
+        assert report["stopped"] == "The store refused."
 
 
 def test_a_checkpoint_without_an_index_is_read_whole(saved: Path) -> None:

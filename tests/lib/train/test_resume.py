@@ -179,6 +179,38 @@ def test_interrupted_low_rank_training_equals_the_undisturbed_one(
     assert "resuming from" in said and "stopped by SIGTERM after step" in said
 
 
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    make_run: Callable[..., Run], store: ObjectStore
+) -> None:
+    calm, rough = make_run("calm"), make_run("rough")
+    calm.finish()
+    rough.interrupt("kill the launcher", 10)  # saves at 3, 6 and 9, each after the one before
+    saved = sorted(info.uri for info in store.list(rough.uri + "checkpoints/"))
+    newest = [uri for uri in saved if uri.endswith("/manifest.json")][-1].rsplit("/", 1)[0]
+    store.put_bytes(next(uri for uri in saved if uri.startswith(f"{newest}/shard")), b"other bytes")
+    rough.finish()
+    assert_same(store, rough, calm)
+    said = rough.output.read_text()
+    assert f"{newest[len(rough.uri) :]}/ cannot be read, trying the one before" in said
+    assert "resuming from checkpoints/step-" in said
+
+
+def test_a_run_of_which_nothing_can_be_read_does_not_begin_anew_by_itself(
+    make_run: Callable[..., Run], store: ObjectStore
+) -> None:
+    """Days of training are not given up without asking."""
+    run = make_run("run")
+    run.interrupt("kill the launcher", 7)
+    before = {info.uri for info in store.list(run.uri)}
+    for uri in before:
+        if uri.endswith(".safetensors"):
+            store.put_bytes(uri, b"other bytes")
+    assert run.start().wait(PATIENCE_S) != 0
+    said = run.output.read_text()
+    assert "No checkpoint of this run can be read" in said and "log.store_uri" in said
+    assert {info.uri for info in store.list(run.uri)} == before
+
+
 @pytest.mark.parametrize("engine", ["plain", "lightning"])
 def test_sigterm_exits_with_the_documented_code(
     engine: str, make_run: Callable[..., Run], store: ObjectStore
