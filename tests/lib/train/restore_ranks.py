@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from components.lib.contract import UserError
@@ -53,10 +54,13 @@ def main(path: Path, rank: int) -> None:
     order = json.loads(path.read_text())
     world, per_node, dim = order["world"], order["per_node"], order["dim"]
     os.environ |= {
-        **{"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank % per_node)},
-        **{"LOCAL_WORLD_SIZE": str(per_node), "MASTER_ADDR": "127.0.0.1"},
-        "MASTER_PORT": str(order["port"]),
+        **{"RANK": str(rank), "WORLD_SIZE": str(world)},
+        **{"LOCAL_RANK": str(rank % per_node), "LOCAL_WORLD_SIZE": str(per_node)},
     }
+    # A file and not a port, as in ranks.py.
+    dist.init_process_group(
+        "gloo", init_method=f"file://{order['rendezvous']}", rank=rank, world_size=world
+    )
     checkpoint.FILE_BYTES = 64
     layout = start_processes(TrainerConfig(accelerator="cpu"), model_parallel=False)
     place = Watched(Path(order["run"]), refuses=rank == order["refusing"])

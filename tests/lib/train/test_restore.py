@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from components.lib.store.embedded import free_ports
 from components.lib.train.shard_files import INDEX
 
 SCRIPT = Path(__file__).with_name("restore_ranks.py")
@@ -25,7 +25,8 @@ def ranks(
     folder.mkdir(exist_ok=True)
     order = {"what": what, "world": world, "dim": dim, "per_node": per_node, "refusing": refusing}
     path = folder / "order.json"
-    path.write_text(json.dumps({**order, "run": str(folder / "run"), "port": free_ports(1)[0]}))
+    rendezvous = str(folder / f"rendezvous-{uuid4().hex}")
+    path.write_text(json.dumps({**order, "run": str(folder / "run"), "rendezvous": rendezvous}))
     commands = [[sys.executable, str(SCRIPT), str(path), str(rank)] for rank in range(world)]
     children = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
