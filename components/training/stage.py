@@ -215,9 +215,14 @@ def collect(result: dict[str, Any], output: Output) -> None:
     lines = output.store.get_bytes(output.uri + "metrics.jsonl").decode().splitlines()
     records = [json.loads(line) for line in lines]
     losses = [record["loss"] for record in records if record["split"] == "train"]
-    held_out = [record for record in records if record["split"] == "validation"]
+    exported = result.get("exported_step", result["steps"])
+    held_out = [
+        record
+        for record in records
+        if record["split"] == "validation" and record["step"] <= exported
+    ]
     tenth = max(len(losses) // 10, 1)
-    output.summary |= {**result["run"], "steps": result["steps"]}
+    output.summary |= {**result["run"], "steps": result["steps"], "exported_step": exported}
     output.metrics["first_loss"] = sum(losses[:tenth]) / tenth
     output.metrics["last_loss"] = sum(losses[-tenth:]) / tenth
     output.timing["training_seconds"] = float(result["seconds"])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import threading
 import time
@@ -119,11 +120,32 @@ class Checkpoints:
 
         ``before`` leaves out that folder and newer ones.
         """
-        found: list[Any] = [None]
+        folder = None
         if self.layout.is_main:
             folders = complete_folders(self.place, PREFIX)
             folders = [folder for folder in folders if not before or folder < before]
-            found = [folders[-1] if folders else None]
+            folder = folders[-1] if folders else None
+        return self._agreed(folder)
+
+    def best(self) -> tuple[str, FolderManifest] | None:
+        """Folder and manifest of the complete checkpoint with the lowest held-out loss, the first
+        of equal ones, as the first rank sees it. None when none was validated at its own step."""
+        folder = None
+        if self.layout.is_main:
+            folder = self._best_of(complete_folders(self.place, PREFIX))
+        return self._agreed(folder)
+
+    def _best_of(self, folders: list[str]) -> str | None:
+        losses = {
+            folder: read_folder_manifest(self.place, folder).state.get("validation_loss", math.nan)
+            for folder in folders
+        }
+        known = {folder: loss for folder, loss in losses.items() if math.isfinite(loss)}
+        return min(known, key=lambda folder: (known[folder], folder), default=None)
+
+    def _agreed(self, folder: str | None) -> tuple[str, FolderManifest] | None:
+        """What the first rank found, for all."""
+        found = [folder]
         dist.broadcast_object_list(found, src=0, group=self._group)
         if found[0] is None:
             return None
@@ -245,14 +267,9 @@ class Checkpoints:
     def _prune(self) -> None:
         folders = complete_folders(self.place, PREFIX)
         keep = set(folders[-self.config.save_top_k :])
-        if self.config.keep_best and len(folders) > len(keep):
-            losses = {
-                folder: read_folder_manifest(self.place, folder).state.get("validation_loss")
-                for folder in folders
-            }
-            known = {folder: loss for folder, loss in losses.items() if loss is not None}
-            if known:
-                keep.add(min(known, key=lambda folder: (known[folder], folder)))
+        keeps_best = self.config.keep_best or self.config.export == "best"
+        if keeps_best and len(folders) > len(keep) and (best := self._best_of(folders)):
+            keep.add(best)
         for folder in folders:
             if folder not in keep:
                 delete_folder(self.place, folder)

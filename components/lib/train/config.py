@@ -358,6 +358,11 @@ class CheckpointConfig(Frozen):
     keep_best: bool = Field(
         default=True, description="Also keep the one with the lowest held-out loss."
     )
+    export: Literal["last", "best"] = Field(
+        default="last",
+        description="Which weights become the model: those after the last step, or those of the "
+        "checkpoint with the lowest held-out loss (of those that fell on a validation).",
+    )
     asynchronous: bool = Field(default=True, description="Write and upload while training goes on.")
 
 

@@ -116,6 +116,9 @@ class Session:
         """Wait for the last checkpoint, export the model and write the result file."""
         self.engine.stop_data()
         self.checkpoints.wait()
+        exported = self.engine.step
+        if self.config.log.ckpt.export == "best":
+            exported = self._take_best()
         files = self._export("model", {})
         if self.engine.ema:
             files += self._export("model_ema", self.engine.ema)
@@ -130,6 +133,7 @@ class Session:
         result = {
             "files": [entry.model_dump(mode="json") for entry in files],
             "steps": self.engine.step,
+            "exported_step": exported,
             "consumed_samples": self.engine.consumed,
             "run": self.settings["run"],
             "seconds": time.monotonic() - self._began,
@@ -165,6 +169,34 @@ class Session:
                 f"No checkpoint of this run can be read: {damage} To train from the beginning, "
                 "delete the run's checkpoints, or give it another log.store_uri or log.log_dir."
             )
+
+    def _take_best(self) -> int:
+        """Put the weights of the best checkpoint in place. Returns its step."""
+        found = self.checkpoints.best()
+        if found is None:
+            if self.layout.is_main:
+                log.warning(
+                    "no checkpoint fell on a validation, so the last weights become the model: "
+                    "make log.ckpt.every_n_train_steps a multiple of trainer.val_check_interval"
+                )
+            return self.engine.step
+        folder, manifest = found
+        step = int(manifest.state["step"])
+        if step != self.engine.step:
+            views = self.engine.tensors()
+            self.engine.copies.wait()
+            try:
+                self.checkpoints.load(folder, manifest, views, local_rank())
+            except DamagedCheckpoint as error:
+                raise UserError(
+                    f"Training is complete, but its best checkpoint cannot be read: {error} Delete "
+                    f"{folder} and start again to have the next best exported."
+                ) from error
+            self.engine.load_tensors(views)
+        if self.layout.is_main:
+            loss = manifest.state["validation_loss"]
+            log.info("the model is that of step %d, held-out loss %.4f", step, loss)
+        return step
 
     def _log_step(self, values: dict[str, float]) -> None:
         if self.metrics is None:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from components.lib.cosmos.model_folder import load_state_dict
 from components.lib.train.__main__ import parse
 from components.lib.train.config import TrainerConfig
 from components.lib.train.engine import Engine
@@ -144,3 +146,46 @@ def test_a_run_that_diverges_stops_and_says_where(
     assert not (tmp_path / "run" / "run.json").exists()
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == ["step-00000001"]
+
+
+def test_the_model_may_be_the_best_instead_of_the_last(
+    diffusion_arguments: list[str],
+    trainings: Callable[..., None],
+    metrics: Callable[..., list[dict[str, float]]],
+    tmp_path: Path,
+) -> None:
+    """The oracle: a run that ended at the step whose held-out loss is the lowest."""
+    often = [
+        *diffusion_arguments,
+        "trainer.ema_decay=0.5",
+        "trainer.val_check_interval=1",
+        "log.ckpt.every_n_train_steps=1",
+        "log.ckpt.save_top_k=1",
+        "log.ckpt.export=best",
+    ]
+
+    def scenario(name: str, *more: str) -> dict[str, object]:
+        return {"world": 2, "folder": str(tmp_path / name), "arguments": [*often, *more]}
+
+    def model(name: str, kind: str = "model") -> dict[str, torch.Tensor]:
+        return load_state_dict(tmp_path / name / "run" / kind)
+
+    # Steps that go too far, after small ones.
+    rising = ["optim.config.lr=1", "optim.lr_scheduler.warmup_steps=100"]
+    trainings(tmp_path, [scenario("run", *rising, "trainer.max_steps=8")])
+    losses = {record["step"]: record["loss"] for record in metrics(tmp_path / "run", "validation")}
+    losses.pop(0)
+    best = min(losses, key=lambda step: (losses[step], step))
+    assert best < 8, losses
+    result = json.loads((tmp_path / "run" / "run" / "run.json").read_text())
+    assert (result["steps"], result["exported_step"]) == (8, best)
+    manifests = (tmp_path / "run" / "run" / "checkpoints").glob("*/manifest.json")
+    assert {path.parent.name for path in manifests} == {f"step-{best:08d}", "step-00000008"}
+
+    ended = [*rising, f"trainer.max_steps={best}", "log.ckpt.export=last"]
+    (tmp_path / "ended").mkdir()
+    trainings(tmp_path / "ended", [scenario("ended/run", *ended)])
+    for kind in ("model", "model_ema"):
+        expected, found = model("ended/run", kind), model("run", kind)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
