@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -162,7 +163,10 @@ def _work(
         models=models,
         sets=scores,
         same_video=sets[HELD_OUT].same_video,
-        notes=_notes(sets, scores, only_old=bool(old) and OLD not in scores),
+        notes=(
+            *_notes(sets, scores, only_old=bool(old) and OLD not in scores),
+            *_chosen(inputs["training"].summary),
+        ),
         scalars=family.scalars(),
     )
     _check_finite(evaluation)
@@ -257,6 +261,18 @@ def _notes(
             "nothing about other videos."
         )
     return tuple(notes)
+
+
+def _chosen(training: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note where the weights are not the last ones."""
+    steps = training.get("steps", 0)
+    step = training.get("exported_step", steps)
+    if step == steps:
+        return ()
+    return (
+        f"The model is that of step {step} of {steps}, chosen for its loss on held-out clips "
+        "(log.ckpt.export=best), so its figures on them are a little too good.",
+    )
 
 
 def _check_finite(evaluation: Evaluation) -> None:

@@ -84,13 +84,16 @@ def metrics_lines(steps: int = STEPS, *, seed: int = 0, **extra: float) -> bytes
 def publish_run(publish: Publish) -> Publish:
     """A training run with these weights."""
 
-    def write(name: str, model: Mapping[str, bytes], inputs: Mapping[str, str]) -> str:
+    def write(
+        name: str, model: Mapping[str, bytes], inputs: Mapping[str, str], **summary: object
+    ) -> str:
         files = {
             "metrics.jsonl": metrics_lines(),
             "settings.json": json.dumps({"trainer": {"max_steps": STEPS}}).encode(),
             **model,
         }
-        return publish("training-run", name, files, inputs=inputs, summary={"name": name})
+        facts = {"name": name, **summary}
+        return publish("training-run", name, files, inputs=inputs, summary=facts)
 
     return write
 
@@ -174,6 +177,9 @@ class DiffusionInputs:
         inputs = {"checkpoint": self.base, "data": self.data}
         self.training = publish_run("after", folder_files(folders["after"]), inputs)
         self.unchanged = publish_run("unchanged", folder_files(folders["base"]), inputs)
+        self.best = publish_run(
+            "best", folder_files(folders["after"]), inputs, steps=40, exported_step=12
+        )
 
 
 @pytest.fixture

@@ -187,3 +187,16 @@ def test_with_the_latents_tokenizer_pictures_are_decoded_and_videos_play(
         frames = list(video.decode(video=0))
     assert len(frames) == 17 and frames[0].width == 2 * 96, "before and after, side by side"
     assert b"(decoded)" in read(result.manifest, "report.html")
+
+
+def test_a_model_that_was_chosen_on_the_held_out_clips_is_said_to_be(
+    diffusion: Any, store: Any, storage_root: Any, progress: Any
+) -> None:
+    best = run(config(diffusion, storage_root, training=diffusion.best), store, progress).manifest
+    assert any("step 12 of 40" in note and "too good" in note for note in best.summary["notes"])
+    page = store.get_bytes(best.file_uri("report.html")).decode()
+    assert "step 12 of 40" in page
+    other = config(diffusion, storage_root, training=diffusion.unchanged)
+    assert not any(
+        "chosen" in note for note in run(other, store, progress).manifest.summary["notes"]
+    )

@@ -76,7 +76,7 @@ def test_tokenizer_run_on_real_video(
         checkpoint=tiny_tokenizer,
         data=clip_data,
         factory="tiny_tokenizer",
-        overrides=SHORT,
+        overrides=(*SHORT, "trainer.val_check_interval=2", "log.ckpt.export=best"),
         nproc=2,
     )
     result = run(config, store, progress)
@@ -84,6 +84,13 @@ def test_tokenizer_run_on_real_video(
     assert model.config.channels == 16
     assert result.metrics["validation_psnr"] > 0
     assert result.manifest.summary["validation"] == "held-out"
+    lines = store.get_bytes(result.manifest.file_uri("metrics.jsonl")).decode().splitlines()
+    validated = [line for line in map(json.loads, lines) if line["split"] == "validation"]
+    exported = result.manifest.summary["exported_step"]
+    losses = {line["step"]: line["loss"] for line in validated}
+    assert result.metrics["validation_loss"] == losses[exported]
+    # of the steps that have both a checkpoint and a validation
+    assert losses[exported] == min(losses[step] for step in (4, 8))
 
 
 def test_a_failing_rank_fails_the_stage_with_its_reason(
