@@ -6,7 +6,6 @@ through every model. Metrics are taken on the 8-bit pictures a viewer would see.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,14 +44,15 @@ def middle_clip(clip: VideoClip, frames: int, crop: int, multiple: int, step: in
 
     ``crop`` bounds both sides (0: whole picture); sides are cut to ``multiple``.
     """
+    from components.lib.video.container import named
     from components.lib.video.frames import iter_frames
     from components.lib.video.index import build_index
 
-    index = build_index(io.BytesIO(clip.mp4))
+    index = build_index(named(clip.mp4, clip.video))
     count = min(frames, index.frames)
     count = (count - 1) // step * step + 1
     start = (index.frames - count) // 2
-    frames_of = iter_frames(io.BytesIO(clip.mp4), start=start, count=count, index=index)
+    frames_of = iter_frames(named(clip.mp4, clip.video), start=start, count=count, index=index)
     taken = [_centre(frame, crop, multiple) for frame in frames_of]
     if not taken or min(taken[0].shape[:2]) < multiple:
         raise UserError(f"{clip.video} is too small to be measured: {multiple} pixels are needed.")

@@ -7,7 +7,6 @@ depends only on the video and the seed.
 
 from __future__ import annotations
 
-import io
 from collections import OrderedDict
 from threading import Lock
 from typing import Any
@@ -72,12 +71,13 @@ class ClipReader:
         return (encoder.resize_height, encoder.resize_width) if encoder.resize_height else None
 
     def _index(self, name: str, data: bytes) -> Any:
+        from components.lib.video.container import named
         from components.lib.video.index import build_index
 
         with self._lock:
             if name in self._indexes:
                 return self._indexes[name]
-        index = build_index(io.BytesIO(data))
+        index = build_index(named(data, name))
         with self._lock:
             self._indexes[name] = index
             if len(self._indexes) > 4096:
@@ -105,10 +105,11 @@ class ClipReader:
         return whole[start : start + count]
 
     def _decode(self, name: str, data: bytes, start: int, count: int) -> np.ndarray:
+        from components.lib.video.container import named
         from components.lib.video.frames import read_clip
 
         return read_clip(
-            io.BytesIO(data),
+            named(data, name),
             start=start,
             count=count,
             size=self._size(),

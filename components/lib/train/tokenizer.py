@@ -95,6 +95,7 @@ class TokenizerTask:
         self.reader = ClipReader(config.data.task_encoder, config.data.decoded_cache_mib * 2**20)
         self.attention: AttentionBackend = "auto"
         self.replaced = 0
+        self.unfit: set[tuple[Split, int, int]] = set()
 
     @property
     def _net(self) -> CosmosTokenizer:
@@ -142,25 +143,24 @@ class TokenizerTask:
 
     def _clip(self, number: int, shard: int, index: int) -> torch.Tensor:
         seed = self.config.data.seed
-        counts = np.array(self.train_counts())
+        counts, problem = np.array(self.train_counts()), ""
         for attempt in range(_MAX_BAD):
+            # What is wrong with a shard or the store is not the video's fault, and stops the run.
+            name, parts = self.source.read("train", shard, index)
             try:
-                name, parts = self.source.read("train", shard, index)
                 return self.reader.clip(
                     name, _video(name, parts), seed_of("clip", seed, number, attempt)
                 )
             except UserError as error:
                 self.replaced += 1
-                log.warning("sample %d replaced: %s", number, error)
+                problem = str(error)
+                log.warning("sample %d replaced: %s", number, problem)
                 if self.replaced > max(_MAX_BAD, counts.sum() // 20):
                     raise
                 place = seed_of("replacement", seed, number, attempt) % int(counts.sum())
                 shard = int(np.searchsorted(counts.cumsum(), place, side="right"))
                 index = place - int(counts[:shard].sum())
-        raise UserError(
-            f"{_MAX_BAD} clips in a row could not be cut; the last was sample {index} of training "
-            f"shard {shard}. Look at the warnings above."
-        )
+        raise UserError(f"{_MAX_BAD} clips in a row could not be cut. The last one: {problem}")
 
     def prepare(self, batch: Batch, passes: int) -> bool:
         """Nothing depends on the size of a batch."""
@@ -241,14 +241,24 @@ class TokenizerTask:
     def _validation_clip(
         self, split: Split, pairs: list[tuple[int, int]], number: int
     ) -> torch.Tensor:
-        name, parts = self.source.read(split, *pairs[number % len(pairs)])
-        clip = self.reader.clip(
-            name,
-            _video(name, parts),
-            seed_of("validation", self.config.data.seed, number),
-            augment=False,
+        """Of held-out video ``number``, or of the next that a clip can be cut from."""
+        seed = seed_of("validation", self.config.data.seed, number)
+        problem = ""
+        for shard, index in (pairs[(number + more) % len(pairs)] for more in range(len(pairs))):
+            if (split, shard, index) in self.unfit:
+                continue
+            name, parts = self.source.read(split, shard, index)
+            try:
+                clip = self.reader.clip(name, _video(name, parts), seed, augment=False)
+            except UserError as error:
+                problem = str(error)
+                self.unfit.add((split, shard, index))
+                log.warning("validation clip %d replaced: %s", number, problem)
+                continue
+            return _unit(clip[None].to(self.layout.device))
+        raise UserError(
+            f"Of none of the {len(pairs)} held-out videos can a clip be cut. The last: {problem}"
         )
-        return _unit(clip[None].to(self.layout.device))
 
     def work(self, batch: Batch) -> Work:
         """Frames, and the tokenizer's own FLOPs: feature networks of the loss are not counted."""

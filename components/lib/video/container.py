@@ -7,6 +7,7 @@ renamed to .mp4 must not make the decoder open other files or the network. Names
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,13 @@ class VideoError(UserError):
         super().__init__(f"{name}: {reason}")
         self.name = name
         self.reason = reason
+
+
+def named(data: bytes, name: str) -> io.BytesIO:
+    """``data`` as a file whose name errors give."""
+    stream = io.BytesIO(data)
+    stream.name = name
+    return stream
 
 
 def source_name(source: Source) -> str:
