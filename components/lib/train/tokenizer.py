@@ -95,7 +95,7 @@ class TokenizerTask:
         self.reader = ClipReader(config.data.task_encoder, config.data.decoded_cache_mib * 2**20)
         self.attention: AttentionBackend = "auto"
         self.replaced = 0
-        self.unfit: set[tuple[Split, int, int]] = set()
+        self.unfit: set[tuple[int, int, int]] = set()  # validation clip, shard, index
 
     @property
     def _net(self) -> CosmosTokenizer:
@@ -245,14 +245,16 @@ class TokenizerTask:
         seed = seed_of("validation", self.config.data.seed, number)
         problem = ""
         for shard, index in (pairs[(number + more) % len(pairs)] for more in range(len(pairs))):
-            if (split, shard, index) in self.unfit:
+            # By clip: where one begins, a half damaged video may be readable, and where another
+            # does, not. What one rank finds must not decide for clips of other ranks.
+            if (number, shard, index) in self.unfit:
                 continue
             name, parts = self.source.read(split, shard, index)
             try:
                 clip = self.reader.clip(name, _video(name, parts), seed, augment=False)
             except UserError as error:
                 problem = str(error)
-                self.unfit.add((split, shard, index))
+                self.unfit.add((number, shard, index))
                 log.warning("validation clip %d replaced: %s", number, problem)
                 continue
             return _unit(clip[None].to(self.layout.device))
