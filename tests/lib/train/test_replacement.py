@@ -66,8 +66,9 @@ def test_other_clips_take_the_place_of_unusable_ones_in_every_layout(
     assert "train-0.tar:1" in said and "train-1.tar:0" in said and "replaced:" in said
     assert "3 frames; clips need" in said
     assert "validation clip 0 replaced" in said and "validation-0.tar:0 has 3 frames" in said
-    for split in (metrics(tmp_path / "1", "validation"), metrics(tmp_path / "2", "validation")):
-        assert split[-1]["loss"] == pytest.approx(metrics(tmp_path / "1", "validation")[-1]["loss"])
+    # fp32 sums in another order, as far apart as in test_layouts; another clip is percents away
+    held_out = [metrics(tmp_path / world, "validation")[-1]["loss"] for world in ("1", "2")]
+    assert held_out[1] == pytest.approx(held_out[0], rel=1e-4)
 
 
 class Unreachable:
