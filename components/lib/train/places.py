@@ -6,7 +6,6 @@ for manifests only, so what an interrupted run left behind is never read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 from components.lib.contract import Frozen, UserError
 from components.lib.manifest import MANIFEST_NAME, FileEntry
 from components.lib.store import ObjectCorrupt, ObjectMissing, ObjectStore
+from components.lib.video.records import file_sha256
 
 #: Files of a local folder that are hashed at the same time.
 READERS = 4
@@ -118,7 +118,7 @@ class LocalPlace:
         else:
             shutil.copyfile(source, temporary)
         temporary.replace(target)
-        return FileEntry(path=name, bytes=target.stat().st_size, sha256=_digest(target))
+        return FileEntry(path=name, bytes=target.stat().st_size, sha256=file_sha256(target))
 
     def put_text(self, name: str, text: str) -> FileEntry:
         """Store a small text."""
@@ -126,7 +126,7 @@ class LocalPlace:
         temporary = target.with_name(target.name + ".partial")
         temporary.write_text(text)
         temporary.replace(target)
-        return FileEntry(path=name, bytes=target.stat().st_size, sha256=_digest(target))
+        return FileEntry(path=name, bytes=target.stat().st_size, sha256=file_sha256(target))
 
     def get_text(self, name: str) -> str | None:
         """A small text, or None when there is none."""
@@ -138,7 +138,7 @@ class LocalPlace:
 
         def fetch_one(entry: FileEntry) -> None:
             source = self.root / prefix / entry.path
-            if not source.is_file() or _digest(source) != entry.sha256:
+            if not source.is_file() or file_sha256(source) != entry.sha256:
                 raise DamagedFile(f"{source} is missing or damaged: its digest does not match.")
             target = folder / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -192,8 +192,3 @@ def delete_folder(place: Place, folder: str) -> None:
     place.delete(folder + MANIFEST_NAME)
     for name in place.names(folder):
         place.delete(name)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

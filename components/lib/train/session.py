@@ -25,7 +25,7 @@ from components.lib.store import ObjectStore
 from components.lib.train.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
 from components.lib.train.engine import Engine
 from components.lib.train.loggers import MetricsLog, Sink
-from components.lib.train.places import LocalPlace, Place, StorePlace
+from components.lib.train.places import FolderManifest, LocalPlace, Place, StorePlace
 from components.lib.train.setup import AnyConfig, local_rank, versions
 from components.lib.train.weights import gather_weights
 
@@ -146,16 +146,13 @@ class Session:
         while (found := self.checkpoints.newest(before=folder)) is not None:
             folder, manifest = found
             began = time.monotonic()
-            views = self.engine.tensors()
-            self.engine.copies.wait()
             try:
-                text = self.checkpoints.load(folder, manifest, views, local_rank())
+                text = self._read(folder, manifest)
             except DamagedCheckpoint as error:
                 damage = str(error)
                 if self.layout.is_main:
                     log.warning("%s cannot be read, trying the one before: %s", folder, damage)
                 continue
-            self.engine.load_tensors(views)
             self.engine.load_state(manifest.state)
             if self.metrics is not None:
                 self.metrics.restore(text)
@@ -170,6 +167,14 @@ class Session:
                 "delete the run's checkpoints, or give it another log.store_uri or log.log_dir."
             )
 
+    def _read(self, folder: str, manifest: FolderManifest) -> str:
+        """Take over a checkpoint's tensors, or none if it is damaged. Returns its metrics."""
+        views = self.engine.tensors()
+        self.engine.copies.wait()
+        text = self.checkpoints.load(folder, manifest, views, local_rank())
+        self.engine.load_tensors(views)
+        return text
+
     def _take_best(self) -> int:
         """Put the weights of the best checkpoint in place. Returns its step."""
         found = self.checkpoints.best()
@@ -183,16 +188,13 @@ class Session:
         folder, manifest = found
         step = int(manifest.state["step"])
         if step != self.engine.step:
-            views = self.engine.tensors()
-            self.engine.copies.wait()
             try:
-                self.checkpoints.load(folder, manifest, views, local_rank())
+                self._read(folder, manifest)
             except DamagedCheckpoint as error:
                 raise UserError(
                     f"Training is complete, but its best checkpoint cannot be read: {error} Delete "
                     f"{folder} and start again to have the next best exported."
                 ) from error
-            self.engine.load_tensors(views)
         if self.layout.is_main:
             loss = manifest.state["validation_loss"]
             log.info("the model is that of step %d, held-out loss %.4f", step, loss)
