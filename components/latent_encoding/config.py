@@ -7,8 +7,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from components.lib.contract import StageConfig, manifest_input, operational
+from components.lib.stage import StageSpec
 from components.lib.video.selection import Size, check_length, check_size, parse_size
 
+SPEC = StageSpec(name="latent_encoding", version="1", kind="latent-dataset")
 DEFAULT_PREVIEWS = 24
 
 
@@ -111,3 +113,6 @@ class LatentEncodingConfig(StageConfig):
     def lengths(self) -> tuple[int, ...]:
         """The clip lengths to choose from, in frames."""
         return self.length_buckets or (self.frames,)
+
+
+CONFIG = LatentEncodingConfig

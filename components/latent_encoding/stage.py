@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from components.latent_encoding.config import LatentEncodingConfig
+from components.latent_encoding.config import SPEC, LatentEncodingConfig
 from components.latent_encoding.plan import Plan, PlanSettings, ShardPlan, make_plan
 from components.latent_encoding.shard import drop_segments, finished_files
 from components.latent_encoding.summary import describe, load_results
 from components.lib.contract import Progress, Task, UserError
 from components.lib.device import pick_devices, pick_dtype
 from components.lib.manifest import Manifest, canonical_json, digest_json, load_manifest
-from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord, read_records
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from components.latent_encoding.engine import Counts, EngineSettings
-
-SPEC = StageSpec(name="latent_encoding", version="1", kind="latent-dataset")
-CONFIG = LatentEncodingConfig
 
 
 @dataclass(frozen=True)
@@ -205,7 +202,7 @@ def tokenizer_config(checkpoint: Manifest, store: ObjectStore) -> dict[str, Any]
     """The tokenizer's settings from the config.json of a canonical checkpoint."""
     import json
 
-    from components.lib.cosmos.tokenizer_config import TokenizerConfig
+    from components.lib.cosmos.tokenizer.config import TokenizerConfig
 
     entry = checkpoint.entry("model/config.json")
     data = json.loads(store.get_bytes(checkpoint.file_uri(entry.path), sha256=entry.sha256))

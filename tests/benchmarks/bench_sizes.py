@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from components.lib.cosmos.dit_config import DIT_PRESETS
+from components.lib.cosmos.dit.config import DIT_PRESETS
 from components.lib.cosmos.flops import dit_forward_flops
-from components.lib.train.config import DiffusionData
-from components.lib.train.order import SampleOrder
+from components.lib.train.data.sampler import SampleOrder
+from components.lib.train.settings.config import DiffusionData
 
 Row = tuple[str, float, float, float]
 CONFIG = DIT_PRESETS["7B"]

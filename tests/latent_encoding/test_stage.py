@@ -20,11 +20,11 @@ from components.latent_encoding.config import LatentEncodingConfig
 from components.lib.contract import UserError
 from components.lib.cosmos.model_folder import load_tokenizer
 from components.lib.manifest import FileEntry, Manifest
+from components.lib.shards.dataset import Split, largest_latent, open_source
 from components.lib.shards.guide import iter_guide_samples
 from components.lib.shards.latents import parse_latent, prompt_digest
 from components.lib.shards.tar import iter_samples
 from components.lib.store import ObjectStore
-from components.lib.train.dataset import Split, largest_latent, open_source
 from components.lib.video.frames import read_clip
 from components.lib.video.records import VideoRecord
 

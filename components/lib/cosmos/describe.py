@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from components.lib.contract import Frozen, UserError
-from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.dit.shapes import Shapes, dit_shapes, parameter_count, tokenizer_shapes
 from components.lib.cosmos.flops import (
     Layout,
     dit_attention_flops,
@@ -20,8 +21,7 @@ from components.lib.cosmos.flops import (
     dit_memory,
     video_flops,
 )
-from components.lib.cosmos.shapes import Shapes, dit_shapes, parameter_count, tokenizer_shapes
-from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS, TokenizerConfig
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
 
 ModelSettings = DiTConfig | TokenizerConfig
 

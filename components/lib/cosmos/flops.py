@@ -16,9 +16,9 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from components.lib.contract import Frozen
-from components.lib.cosmos.dit_config import DiTConfig
-from components.lib.cosmos.shapes import dit_shapes, parameter_count, tokenizer_shapes
-from components.lib.cosmos.tokenizer_config import TokenizerConfig
+from components.lib.cosmos.dit.config import DiTConfig
+from components.lib.cosmos.dit.shapes import dit_shapes, parameter_count, tokenizer_shapes
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 
 #: Parameters, gradients, master weights and both Adam moments: fp32 shards, or bf16 with fp32.
 STATE_BYTES = 16

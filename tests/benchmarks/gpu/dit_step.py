@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from components.lib.cosmos.dit import DiTConfig
+from components.lib.cosmos.dit.network import DiTConfig
+from components.lib.cosmos.dit.shapes import dit_shapes, parameter_count
 from components.lib.cosmos.flops import KEPT, STATE_BYTES, WORKING, dit_forward_flops
-from components.lib.cosmos.shapes import dit_shapes, parameter_count
-from components.lib.train.config import DiffusionConfig
-from components.lib.train.layout import stop_processes
+from components.lib.train.parallel.layout import stop_processes
+from components.lib.train.settings.config import DiffusionConfig
 from tests.benchmarks.gpu.common import (
     PEAK_BF16,
     Row,

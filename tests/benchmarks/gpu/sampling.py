@@ -2,9 +2,10 @@
 
 ``python -m tests.benchmarks.gpu.sampling [text] [video] [video12] [--attention flash4]``: ``text``
 measures the T5-11B encoder alone, ``video`` the whole way (``video12``: with 12 steps). Weights are
-random, of the real sizes; stages load and unload as in `components.lib.cosmos.text_to_video`, whose
-code this runs. Before the video, a small one made on the GPU in bf16 is compared with the CPU in
-fp32, latent and frames. Without a GPU small networks run, to prove the command.
+random, of the real sizes; stages load and unload as in
+`components.lib.cosmos.diffusion.text_to_video`, whose code this runs. Before the video, a small one
+made on the GPU in bf16 is compared with the CPU in fp32, latent and frames. Without a GPU small
+networks run, to prove the command.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from typing import Any, get_args
 
 import torch
 
-from components.lib.cosmos.attention import AttentionBackend, choose
-from components.lib.cosmos.dit import DIT_PRESETS, DiT, configure_blocks
-from components.lib.cosmos.flops import dit_forward_flops
-from components.lib.cosmos.formats.tiny import initial_tokenizer
-from components.lib.cosmos.inference import speed_up_dit, speed_up_tokenizer
-from components.lib.cosmos.sampling import SamplingConfig
-from components.lib.cosmos.text import TextEncoder
-from components.lib.cosmos.text_to_video import (
+from components.lib.cosmos.diffusion.sampling import SamplingConfig
+from components.lib.cosmos.diffusion.text import TextEncoder
+from components.lib.cosmos.diffusion.text_to_video import (
     VideoRequest,
     decode_frames,
     make_video,
     sample_latent,
 )
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.dit.attention import AttentionBackend, choose
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, configure_blocks
+from components.lib.cosmos.flops import dit_forward_flops
+from components.lib.cosmos.formats.tiny import initial_tokenizer
+from components.lib.cosmos.inference import speed_up_dit, speed_up_tokenizer
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.progress import LineProgress
 from tests.benchmarks.gpu.common import (
     PEAK_BF16,

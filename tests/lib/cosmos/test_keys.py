@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.lib.contract import UserError
 from components.lib.cosmos.describe import Clip, describe, find_model, render
-from components.lib.cosmos.dit import DIT_PRESETS, DiT, configure_blocks
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, configure_blocks
+from components.lib.cosmos.dit.shapes import dit_shapes, parameter_count, tokenizer_shapes
 from components.lib.cosmos.flops import (
     Layout,
     dit_attention_flops,
@@ -26,8 +27,11 @@ from components.lib.cosmos.flops import (
     dit_memory,
     tokenizer_flops,
 )
-from components.lib.cosmos.shapes import dit_shapes, parameter_count, tokenizer_shapes
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer, TokenizerConfig
+from components.lib.cosmos.tokenizer.network import (
+    TOKENIZER_PRESETS,
+    CosmosTokenizer,
+    TokenizerConfig,
+)
 
 KEYS = Path(__file__).parents[2] / "data" / "keys"
 PARAMETERS = {

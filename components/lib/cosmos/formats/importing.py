@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.lib.contract import Frozen, UserError
-from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
 from components.lib.cosmos.formats import diffusers_folder, names, nemo, official, vgg
 from components.lib.cosmos.formats.source_config import (
     nearest_preset,
@@ -31,7 +31,7 @@ from components.lib.cosmos.model_folder import (
     read_weights,
     save_model_folder,
 )
-from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS, TokenizerConfig
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +172,7 @@ def expected_shapes(family: Family, config: Frozen) -> dict[str, tuple[int, ...]
 def _dit_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
     import torch
 
-    from components.lib.cosmos.dit import DiT
+    from components.lib.cosmos.dit.network import DiT
 
     with torch.device("meta"):
         model = DiT(config, seed=None)
@@ -183,7 +183,7 @@ def _dit_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
 def _tokenizer_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
     import torch
 
-    from components.lib.cosmos.tokenizer import CosmosTokenizer
+    from components.lib.cosmos.tokenizer.network import CosmosTokenizer
 
     with torch.device("meta"):
         model = CosmosTokenizer(config)
@@ -302,7 +302,7 @@ def _open_diffusers(source: Path, say: Say) -> Source:
 
 
 def _open_jit(source: Path, say: Say) -> Source:
-    from components.lib.cosmos.formats import jit_import
+    from components.lib.cosmos.formats.jit import importing as jit_import
 
     folder = source if source.is_dir() else source.parent
     weights = jit_import.read_archives(folder, say)
@@ -330,7 +330,7 @@ def _open_jit(source: Path, say: Say) -> Source:
 
 def _statistics(folder: Path, config: TokenizerConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Latent statistics beside a tokenizer, and a note when they are not there."""
-    from components.lib.cosmos.tokenizer import default_statistics
+    from components.lib.cosmos.tokenizer.network import default_statistics
 
     path = folder / official.MEAN_STD_NAME
     if path.is_file():

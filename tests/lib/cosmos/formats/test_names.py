@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
 
 from components.lib.contract import UserError
-from components.lib.cosmos.dit_config import DIT_PRESETS
+from components.lib.cosmos.dit.config import DIT_PRESETS
 from components.lib.cosmos.formats import names
 from components.lib.cosmos.formats.diffusers_folder import (
     COUNTER,
@@ -15,10 +15,10 @@ from components.lib.cosmos.formats.diffusers_folder import (
     tokenizer_to_diffusers_config,
 )
 from components.lib.cosmos.formats.importing import expected_shapes
-from components.lib.cosmos.formats.jit_export import geometry
-from components.lib.cosmos.formats.jit_networks import autoencoder_shapes
-from components.lib.cosmos.tokenizer import default_statistics
-from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS
+from components.lib.cosmos.formats.jit.exporting import geometry
+from components.lib.cosmos.formats.jit.networks import autoencoder_shapes
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
+from components.lib.cosmos.tokenizer.network import default_statistics
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
