@@ -25,11 +25,11 @@ from typing import Any, NoReturn
 
 import pytest
 
+from components.harness.overrides import make_config
+from components.harness.run_report import write_run_report
 from components.lib.contract import StageConfig
 from components.lib.manifest import Manifest
-from components.lib.overrides import make_config
 from components.lib.progress import LineProgress
-from components.lib.report.run_report import write_run_report
 from components.lib.store import ObjectInfo, ObjectStore
 from components.lib.store.connection import StoreSettings
 
