@@ -11,6 +11,7 @@ networks run, to prove the command.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,8 +53,8 @@ DEVICE = "cuda" if CUDA else "cpu"
 MODEL, TOKENIZER = ("7B", "CV8x8x8") if CUDA else ("tiny", "tiny-cv")
 CLIP = (121, 704, 1280) if CUDA else (9, 64, 96)
 DTYPE = torch.bfloat16 if CUDA else torch.float32
-GRID = ((CLIP[0] - 1) // 8 + 1, CLIP[1] // 8, CLIP[2] // 8)
-TOKENS = GRID[0] * GRID[1] * GRID[2] // 4
+GRID = TOKENIZER_PRESETS[TOKENIZER].latent_shape(*CLIP)[1:]
+TOKENS = math.prod(DIT_PRESETS[MODEL].grid(*GRID))
 
 
 class RandomT5(TextEncoder):

@@ -57,13 +57,7 @@ def latent_shape(
 ) -> tuple[int, int, int, int, int]:
     """[1, 16, T, H, W] for this request. UserError when a network cannot make that size."""
     frames, height, width = request.frames, request.height, request.width
-    if frames % config.temporal != 1:
-        raise UserError(f"A video of {frames} frames cannot be made; use {config.temporal}k + 1.")
-    if height % config.size_multiple or width % config.size_multiple:
-        raise UserError(
-            f"A video of {width} x {height} cannot be made; "
-            f"use multiples of {config.size_multiple}."
-        )
+    config.check_clip(frames, height, width)
     shape = config.latent_shape(frames, height, width)
     if shape[0] != model.config.latent_channels:
         raise UserError(

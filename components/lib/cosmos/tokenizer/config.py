@@ -1,4 +1,7 @@
-"""Settings of the video tokenizers and the published sizes. Imports no torch."""
+"""Settings of the video tokenizers, the published sizes, and the geometry of what they code.
+
+The one place that knows which clips can be coded and what shape their latents have. Imports no
+torch, so that configs and plans may ask."""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from components.lib.contract import Frozen
+from components.lib.contract import Frozen, UserError
 
 
 class TokenizerConfig(Frozen):
@@ -89,6 +92,31 @@ class TokenizerConfig(Frozen):
         """(channels, T, H, W) of the latent of a video."""
         side = self.spatial
         return (self.latent_channels, self.latent_frames(frames), height // side, width // side)
+
+    def whole_frames(self, available: int) -> int:
+        """Frames of the longest clip that ``available`` frames hold, 8k + 1; 1 when they are none.
+
+        Clips of such a length come back as long as they were."""
+        return max(0, available - 1) // self.temporal * self.temporal + 1
+
+    def check_frames(self, frames: int) -> None:
+        """UserError unless a clip of so many frames comes back whole."""
+        if frames != (near := self.whole_frames(frames)):
+            raise UserError(
+                f"A clip of {frames} frames does not fit the tokenizer, which takes "
+                f"{self.temporal}k + 1 frames. Use {near} or {near + self.temporal}."
+            )
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        """UserError when a clip of this size cannot be coded without losing or adding pixels."""
+        self.check_frames(frames)
+        multiple = self.size_multiple
+        if any(side < 1 or side % multiple for side in (height, width)):
+            near = [max(1, round(side / multiple)) * multiple for side in (width, height)]
+            raise UserError(
+                f"A clip of {width} x {height} pixels does not fit the tokenizer; width and height "
+                f"must be multiples of {multiple}. Use {near[0]} x {near[1]}."
+            )
 
 
 _LEVELS = (8, 8, 8, 5, 5, 5)

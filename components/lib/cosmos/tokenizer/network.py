@@ -152,18 +152,7 @@ class CosmosTokenizer(nn.Module):
             raise UserError(
                 f"A video must be [batch, 3, frames, height, width], not {list(shape)}."
             )
-        step, multiple = self.config.temporal, self.config.size_multiple
-        frames, height, width = shape[2:]
-        if frames % step != 1:
-            near = max(frames - 1, 0) // step * step + 1
-            raise UserError(
-                f"The clip has {frames} frames; the tokenizer needs {step}k + 1. "
-                f"Use {near} or {near + step} frames."
-            )
-        if height % multiple or width % multiple or not height or not width:
-            raise UserError(
-                f"The clip is {width} x {height}; width and height must be multiples of {multiple}."
-            )
+        self.config.check_clip(*shape[2:])
 
     def _windows(self, video: Tensor) -> Iterator[Tensor]:
         for part in video.split(self.config.window, dim=2):

@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.lib.contract import Frozen
+from components.lib.contract import Frozen, UserError
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 
 Task = Literal["diffusion", "tokenizer"]
 #: Of what need not be on the GPU all the time.
@@ -182,8 +183,10 @@ class TaskEncoder(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> TaskEncoder:
-        if self.temporal_crop % 8 != 1:
-            raise ValueError("temporal_crop must be 8k+1 (for example 17, 33, 49 or 121)")
+        try:
+            TOKENIZER_PRESETS["CV8x8x8"].check_frames(self.temporal_crop)
+        except UserError as error:
+            raise ValueError(f"temporal_crop {self.temporal_crop}: {error}") from error
         if (self.resize_height > 0) != (self.resize_width > 0):
             raise ValueError("give resize_height and resize_width together")
         return self

@@ -15,7 +15,6 @@ from components.lib.cosmos.formats.diffusers_folder import (
     tokenizer_to_diffusers_config,
 )
 from components.lib.cosmos.formats.importing import expected_shapes
-from components.lib.cosmos.formats.jit.exporting import geometry
 from components.lib.cosmos.formats.jit.networks import autoencoder_shapes
 from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 from components.lib.cosmos.tokenizer.network import default_statistics
@@ -50,7 +49,7 @@ def test_every_tokenizer_parameter_has_its_place_in_diffusers(preset: str) -> No
 @pytest.mark.parametrize("preset", list(TOKENIZER_PRESETS))
 def test_archives_bear_the_names_of_the_training_network(preset: str) -> None:
     config = TOKENIZER_PRESETS[preset]
-    assert autoencoder_shapes(geometry(config)) == expected_shapes("tokenizer", config)
+    assert autoencoder_shapes(config) == expected_shapes("tokenizer", config)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.lib.contract import UserError
-from components.lib.cosmos.tokenizer import network as module
 from components.lib.cosmos.tokenizer.network import (
     TOKENIZER_PRESETS,
     CosmosTokenizer,
     TokenizerConfig,
     default_statistics,
 )
+from components.lib.cosmos.tokenizer.network import network as module
 from components.lib.cosmos.tokenizer.tiling import tiled
 
 SMALL = TokenizerConfig(channels=8, multipliers=(1, 2, 2), res_blocks=1, window=17)
@@ -66,6 +66,50 @@ def test_latent_frames_hold_every_frame(frames: int, window: int) -> None:
     full, rest = divmod(latents, config.window_latents)
     held = full * window + (8 * (rest - 1) + 1 if rest else 0)
     assert frames <= held < frames + 8
+
+
+@pytest.mark.parametrize("name", ["CV8x8x8", "tiny-cv"])
+@pytest.mark.parametrize(
+    ("frames", "latents"), [(121, 16), (129, 18), (137, 19), (249, 34), (1017, 135)]
+)
+def test_latents_of_long_videos_have_the_shape_that_the_settings_say(
+    name: str, frames: int, latents: int
+) -> None:
+    """The network is the oracle: on the meta device it cuts windows and convolves, and only the
+    numbers are missing."""
+    config = TOKENIZER_PRESETS[name]
+    with torch.device("meta"), torch.no_grad():
+        model = CosmosTokenizer(config)
+        latent = model.encode(torch.empty(1, 3, frames, 64, 96))
+        video = model.decode(latent, frames=frames)
+    assert latent.shape[1:] == config.latent_shape(frames, 64, 96) == (16, latents, 8, 12)
+    assert video.shape == (1, 3, frames, 64, 96)
+
+
+@given(available=st.integers(1, 2000), temporal=st.sampled_from([1, 4, 8]))
+def test_the_longest_whole_clip_is_the_longest_that_passes(available: int, temporal: int) -> None:
+    config = TokenizerConfig(temporal=temporal, patch=min(temporal, 4))
+    frames = config.whole_frames(available)
+    assert available - temporal < frames <= available
+    config.check_clip(frames, 64, 96)
+    for length in range(frames + 1, available + 1):
+        with pytest.raises(UserError, match=f"Use {frames} or {frames + temporal}"):
+            config.check_clip(length, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("clip", "words"),
+    [
+        ((120, 704, 1280), "120 frames .*8k \\+ 1 frames. Use 113 or 121"),
+        ((0, 704, 1280), "0 frames .*Use 1 or 9"),
+        ((-8, 704, 1280), "-8 frames .*Use 1 or 9"),
+        ((121, 704, 1270), "1270 x 704 .*multiples of 16. Use 1264 x 704"),
+        ((121, 0, 1280), "1280 x 0 .*Use 1280 x 16"),
+    ],
+)
+def test_what_does_not_fit_is_told_what_does(clip: tuple[int, int, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        TOKENIZER_PRESETS["CV8x8x8"].check_clip(*clip)
 
 
 @pytest.mark.parametrize(

@@ -16,25 +16,7 @@ from components.lib.cosmos.formats.names import is_ignorable
 if TYPE_CHECKING:
     import torch
 
-    from components.lib.cosmos.formats.jit.modules import Geometry
     from components.lib.cosmos.tokenizer.config import TokenizerConfig
-
-
-def geometry(config: TokenizerConfig) -> Geometry:
-    """The sizes that the scriptable modules need."""
-    from components.lib.cosmos.formats.jit.modules import Geometry
-
-    return Geometry(
-        channels=config.channels,
-        multipliers=config.multipliers,
-        res_blocks=config.res_blocks,
-        z_channels=config.z_channels,
-        latent_channels=config.latent_channels,
-        patch=config.patch,
-        spatial=config.spatial,
-        temporal=config.temporal,
-        levels=config.fsq_levels,
-    )
 
 
 def write_jit(
@@ -51,7 +33,7 @@ def write_jit(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with torch.device("meta"):
-        modules = networks(geometry(config))
+        modules = networks(config)
     for name, module in modules.items():
         module.to_empty(device="cpu")
         own = {key: weights[key] for key in module.state_dict() if not is_ignorable(key)}

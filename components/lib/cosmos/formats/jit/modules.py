@@ -18,36 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.lib.contract import Frozen
-
-
-class Geometry(Frozen):
-    """Sizes of one tokenizer. ``levels`` are the quantiser's, None for continuous latents."""
-
-    channels: int = 128
-    multipliers: tuple[int, ...] = (2, 4, 4)
-    res_blocks: int = 2
-    z_channels: int = 16
-    latent_channels: int = 16
-    patch: int = 4
-    spatial: int = 8
-    temporal: int = 8
-    levels: tuple[int, ...] | None = None
-
-    @property
-    def spatial_steps(self) -> int:
-        """Learned halvings of height and width."""
-        return int(math.log2(self.spatial) - math.log2(self.patch))
-
-    @property
-    def temporal_steps(self) -> int:
-        """Learned halvings of time."""
-        return int(math.log2(self.temporal) - math.log2(self.patch))
-
-    @property
-    def inner(self) -> int:
-        """Channels after patching."""
-        return 3 * self.patch**3
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 
 
 class Conv(nn.Module):
@@ -281,26 +252,26 @@ class Haar(nn.Module):
 class Encoder(nn.Module):
     """Video [B, 3, T, H, W] in [-1, 1] to features [B, z, 1 + (T-1)/8, H/s, W/s]."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.patcher3d = Haar(g.patch, inverse=False)
-        self.conv_in = factorised(g.inner, g.channels)
-        width = g.channels
+        self.patcher3d = Haar(config.patch, inverse=False)
+        self.conv_in = factorised(3 * config.patch**3, config.channels)
+        width = config.channels
         levels: list[nn.Module] = []
-        for i, multiplier in enumerate(g.multipliers):
+        for i, multiplier in enumerate(config.multipliers):
             block: list[nn.Module] = []
-            for _ in range(g.res_blocks):
-                block.append(ResBlock(width, g.channels * multiplier))
-                width = g.channels * multiplier
-            steps = (i < g.spatial_steps, i < g.temporal_steps)
-            last = i == len(g.multipliers) - 1
+            for _ in range(config.res_blocks):
+                block.append(ResBlock(width, config.channels * multiplier))
+                width = config.channels * multiplier
+            steps = config.down_steps(i)
+            last = i == len(config.multipliers) - 1
             levels.append(
                 DownLevel(block, Down(width, *steps) if any(steps) and not last else None)
             )
         self.down = nn.Sequential(*levels)
         self.mid = Mid(width)
         self.norm_out = Norm(width)
-        self.conv_out = factorised(width, g.z_channels)
+        self.conv_out = factorised(width, config.z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.down(self.conv_in(self.patcher3d(x))))
@@ -310,27 +281,26 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The way back from features to video."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        width = g.channels * g.multipliers[-1]
-        self.conv_in = factorised(g.z_channels, width)
+        width = config.channels * config.multipliers[-1]
+        self.conv_in = factorised(config.z_channels, width)
         self.mid = Mid(width)
         levels: OrderedDict[str, nn.Module] = OrderedDict()
-        count = len(g.multipliers)
-        for r, multiplier in enumerate(reversed(g.multipliers)):
+        count = len(config.multipliers)
+        for r, multiplier in enumerate(reversed(config.multipliers)):
             block: list[nn.Module] = []
-            for _ in range(g.res_blocks + 1):
-                block.append(ResBlock(width, g.channels * multiplier))
-                width = g.channels * multiplier
-            temporal = 0 < r <= g.temporal_steps
-            spatial = temporal or (r < g.spatial_steps and g.spatial_steps > g.temporal_steps)
-            up = Up(width, spatial, temporal) if (spatial or temporal) and r < count - 1 else None
+            for _ in range(config.res_blocks + 1):
+                block.append(ResBlock(width, config.channels * multiplier))
+                width = config.channels * multiplier
+            steps = config.up_steps(r)
+            up = Up(width, *steps) if any(steps) and r < count - 1 else None
             levels[str(count - 1 - r)] = UpLevel(block, up)
         # Inserted from the coarsest to the finest, and run in that order.
         self.up = nn.Sequential(levels)
         self.norm_out = Norm(width)
-        self.conv_out = factorised(width, g.inner)
-        self.unpatcher3d = Haar(g.patch, inverse=True)
+        self.conv_out = factorised(width, 3 * config.patch**3)
+        self.unpatcher3d = Haar(config.patch, inverse=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(self.mid(self.conv_in(x)))

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from components.lib.cosmos.formats.jit.modules import Conv, Decoder, Encoder, Geometry
+from components.lib.cosmos.formats.jit.modules import Conv, Decoder, Encoder
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 
 
 class Quantiser(nn.Module):
@@ -55,10 +56,10 @@ class Quantiser(nn.Module):
 class ContinuousEncoder(nn.Module):
     """encoder.jit of a CV tokenizer."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(g)
-        self.quant_conv = Conv(g.z_channels, g.latent_channels)
+        self.encoder = Encoder(config)
+        self.quant_conv = Conv(config.z_channels, config.latent_channels)
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         return self.quant_conv(self.encoder(video)), torch.zeros(1, device=video.device)
@@ -67,10 +68,10 @@ class ContinuousEncoder(nn.Module):
 class ContinuousDecoder(nn.Module):
     """decoder.jit of a CV tokenizer."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.post_quant_conv = Conv(g.latent_channels, g.z_channels)
-        self.decoder = Decoder(g)
+        self.post_quant_conv = Conv(config.latent_channels, config.z_channels)
+        self.decoder = Decoder(config)
 
     def forward(self, latent: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latent))
@@ -79,12 +80,12 @@ class ContinuousDecoder(nn.Module):
 class ContinuousAutoencoder(nn.Module):
     """autoencoder.jit of a CV tokenizer."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(g)
-        self.decoder = Decoder(g)
-        self.quant_conv = Conv(g.z_channels, g.latent_channels)
-        self.post_quant_conv = Conv(g.latent_channels, g.z_channels)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = Conv(config.z_channels, config.latent_channels)
+        self.post_quant_conv = Conv(config.latent_channels, config.z_channels)
 
     def forward(self, video: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(self.quant_conv(self.encoder(video))))
@@ -93,11 +94,11 @@ class ContinuousAutoencoder(nn.Module):
 class DiscreteEncoder(nn.Module):
     """encoder.jit of a DV tokenizer."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(g)
-        self.quant_conv = Conv(g.z_channels, g.latent_channels)
-        self.quantizer = Quantiser(g.levels or ())
+        self.encoder = Encoder(config)
+        self.quant_conv = Conv(config.z_channels, config.latent_channels)
+        self.quantizer = Quantiser(config.fsq_levels or ())
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         indices, codes = self.quantizer(self.quant_conv(self.encoder(video)))
@@ -107,11 +108,11 @@ class DiscreteEncoder(nn.Module):
 class DiscreteDecoder(nn.Module):
     """decoder.jit of a DV tokenizer."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.quantizer = Quantiser(g.levels or ())
-        self.post_quant_conv = Conv(g.latent_channels, g.z_channels)
-        self.decoder = Decoder(g)
+        self.quantizer = Quantiser(config.fsq_levels or ())
+        self.post_quant_conv = Conv(config.latent_channels, config.z_channels)
+        self.decoder = Decoder(config)
 
     def forward(self, indices: Tensor) -> Tensor:
         codes = self.quantizer.codes(indices).to(self.post_quant_conv.conv3d.weight.dtype)
@@ -121,40 +122,40 @@ class DiscreteDecoder(nn.Module):
 class DiscreteAutoencoder(nn.Module):
     """autoencoder.jit of a DV tokenizer."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(g)
-        self.decoder = Decoder(g)
-        self.quant_conv = Conv(g.z_channels, g.latent_channels)
-        self.quantizer = Quantiser(g.levels or ())
-        self.post_quant_conv = Conv(g.latent_channels, g.z_channels)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = Conv(config.z_channels, config.latent_channels)
+        self.quantizer = Quantiser(config.fsq_levels or ())
+        self.post_quant_conv = Conv(config.latent_channels, config.z_channels)
 
     def forward(self, video: Tensor) -> Tensor:
         _, codes = self.quantizer(self.quant_conv(self.encoder(video)))
         return self.decoder(self.post_quant_conv(codes))
 
 
-def networks(geometry: Geometry) -> dict[str, nn.Module]:
+def networks(config: TokenizerConfig) -> dict[str, nn.Module]:
     """File name -> module with freshly initialised weights (the three do not share them)."""
-    if geometry.levels is None:
+    if config.fsq_levels is None:
         return {
-            "encoder.jit": ContinuousEncoder(geometry),
-            "decoder.jit": ContinuousDecoder(geometry),
-            "autoencoder.jit": ContinuousAutoencoder(geometry),
+            "encoder.jit": ContinuousEncoder(config),
+            "decoder.jit": ContinuousDecoder(config),
+            "autoencoder.jit": ContinuousAutoencoder(config),
         }
     return {
-        "encoder.jit": DiscreteEncoder(geometry),
-        "decoder.jit": DiscreteDecoder(geometry),
-        "autoencoder.jit": DiscreteAutoencoder(geometry),
+        "encoder.jit": DiscreteEncoder(config),
+        "decoder.jit": DiscreteDecoder(config),
+        "autoencoder.jit": DiscreteAutoencoder(config),
     }
 
 
-def autoencoder_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
+def autoencoder_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
     """Every official parameter name of a tokenizer and its shape, without allocating weights."""
     from components.lib.cosmos.formats.names import is_ignorable
 
     with torch.device("meta"):
-        network = networks(geometry)["autoencoder.jit"]
+        network = networks(config)["autoencoder.jit"]
     return {
         name: tuple(tensor.shape)
         for name, tensor in network.state_dict().items()
