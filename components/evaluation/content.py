@@ -10,10 +10,10 @@ from components.lib.lineage import Lineage
 from components.lib.report import page
 from components.lib.report.page import Cell, Fragment, Mood, Picture, Tile
 from components.lib.report.ranges import Row, bare, dots
-from components.lib.report.scores import HELD_OUT, Evaluation, Role, by_drive, by_video
+from components.lib.report.scores import HELD_OUT, Evaluation, ModelRole, by_drive, by_video
 from components.lib.report.stats import Comparison, compare, interval
 
-ROLE_NAMES: dict[Role, str] = {
+ROLE_NAMES: dict[ModelRole, str] = {
     "base": "before (base)",
     "production": "in production",
     "candidate": "after (this run)",
@@ -35,29 +35,29 @@ HIGHER = {"psnr", "ssim", "ms_ssim"}
 SHOWN_ROWS = 24
 
 
-class Found(NamedTuple):
+class Findings(NamedTuple):
     """A comparison of the candidate with another model on one set."""
 
-    role: Role
+    role: ModelRole
     set_name: str
     comparison: Comparison
 
 
-def comparisons(evaluation: Evaluation) -> list[Found]:
+def comparisons(evaluation: Evaluation) -> list[Findings]:
     """Candidate against base and production, on every set, by the deciding metric."""
     found = []
     for name in evaluation.sets:
         new = evaluation.clips("candidate", name)
-        others: tuple[Role, ...] = ("base", "production")
+        others: tuple[ModelRole, ...] = ("base", "production")
         for role in others:
             old = evaluation.clips(role, name)
             result = compare(old, new, evaluation.metric, evaluation.better)
             if result is not None:
-                found.append(Found(role, name, result))
+                found.append(Findings(role, name, result))
     return found
 
 
-def sentence(found: Found, evaluation: Evaluation) -> tuple[str, Mood, str]:
+def sentence(found: Findings, evaluation: Evaluation) -> tuple[str, Mood, str]:
     """(word, mood, sentence) for one comparison."""
     result = found.comparison
     certain = math.isfinite(result.low)

@@ -25,7 +25,7 @@ from components.lib.report.page import (
     text,
     verdict_line,
 )
-from components.lib.report.trend import Verdict, judge
+from components.lib.report.trend import Verdict, read_trend
 
 MOODS: dict[str, Mood] = {
     "falling": "good",
@@ -55,7 +55,7 @@ class Judged(Frozen):
 
 def judge_runs(runs: Sequence[Run]) -> list[Judged]:
     """Verdicts, in the order of ``runs``."""
-    return [Judged(run=run, verdict=judge(run.get("loss"))) for run in runs]
+    return [Judged(run=run, verdict=read_trend(run.get("loss"))) for run in runs]
 
 
 def headline(judged: Sequence[Judged]) -> list[Fragment]:
