@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from components.lib.contract import Frozen, UserError
-from pipelines.connection import Connection, Server
+from pipelines.backend.connection import Connection, Server
 
 __all__ = [
     "Connection",
@@ -184,7 +184,7 @@ def upload(server: Server, text: str) -> Uploaded:
 
 def check_parameters(text: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters that fit the compiled pipeline. Raises UserError naming the one that does not."""
-    from components.lib.overrides import check_overrides
+    from components.harness.overrides import check_overrides
 
     inputs = _spec(text)["root"].get("inputDefinitions", {}).get("parameters", {})
     for name in parameters:
@@ -262,7 +262,7 @@ def logs(
     Lines come from the step's pod, so this needs KUBECONFIG (or to run in the cluster). Raises
     UserError naming the steps there are.
     """
-    from pipelines import cluster
+    from pipelines.backend import cluster
 
     names = {task.name: task for task in run_info(server, run_id).tasks if task.pods}
     if step is None:
@@ -285,7 +285,7 @@ def logs(
 
 
 def cancel(server: Server, run_id: str) -> None:
-    """Ask KFP to stop a run. Training jobs of the run: `pipelines.cluster.delete_jobs`."""
+    """Ask KFP to stop a run. Training jobs of the run: `pipelines.backend.cluster.delete_jobs`."""
     server.call(f"Cancelling run {run_id}", lambda: server.api.terminate_run(run_id))
 
 

@@ -12,8 +12,8 @@ from components.latent_encoding.component import latent_encoding, latent_encodin
 from components.prompt_embedding.component import prompt_embedding
 from components.video_discovery.component import video_discovery
 from pipelines import profiles
-from pipelines.closing import train_and_judge
 from pipelines.profiles import Profile, place
+from pipelines.train_and_judge import train_and_judge
 
 
 def build(profile: Profile = profiles.CLUSTER) -> Any:

@@ -23,12 +23,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from components.harness.overrides import check_overrides
+from components.harness.run_notes import RUN_VARIABLE
+from components.harness.task import ERROR_FILE_VARIABLE, JOURNAL_VARIABLE, PARENT_VARIABLE
 from components.lib.contract import Frozen, UserError
 from components.lib.logs import LINE_MARK
-from components.lib.overrides import check_overrides
 from components.lib.progress import TTY_VARIABLE
-from components.lib.run_notes import RUN_VARIABLE
-from components.lib.task import ERROR_FILE_VARIABLE, JOURNAL_VARIABLE, PARENT_VARIABLE
 
 
 class StageRecord(Frozen):

@@ -18,7 +18,7 @@ def run_report(
     status: dsl.PipelineTaskFinalStatus,
 ) -> None:
     """Write what the run found, did and decided, or where it failed."""
-    from components.lib.task import run_report_task
+    from components.harness.task import run_report_task
 
     run_report_task(
         {"storage_root": storage_root, "title": title},

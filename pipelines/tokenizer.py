@@ -11,8 +11,8 @@ from components.checkpoint_fetch.component import checkpoint_fetch
 from components.tar_sharding.component import tar_sharding
 from components.video_discovery.component import video_discovery
 from pipelines import profiles
-from pipelines.closing import train_and_judge
 from pipelines.profiles import Profile, place
+from pipelines.train_and_judge import train_and_judge
 
 
 def build(profile: Profile = profiles.CLUSTER) -> Any:

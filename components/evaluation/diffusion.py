@@ -18,9 +18,9 @@ from torch import Tensor
 
 from components.evaluation.held_out import LatentClip
 from components.lib.contract import Progress
-from components.lib.cosmos.edm import SIGMA_DATA, NoiseConfig, denoise, edm_loss
+from components.lib.cosmos.diffusion.edm import SIGMA_DATA, NoiseConfig, denoise, edm_loss
 from components.lib.report.scores import ClipScore
-from components.lib.train.prompts import PromptSource
+from components.lib.shards.prompts import PromptSource
 
 BANDS = ("low", "middle", "high")
 SHOWN_SIGMA = 1.0
@@ -170,8 +170,8 @@ def sampled(
     device: str,
 ) -> Tensor:
     """A normalised latent made from noise for the clip's prompt, shaped like the clip's."""
-    from components.lib.cosmos.sampling import SamplingConfig
-    from components.lib.cosmos.text_to_video import sample_latent
+    from components.lib.cosmos.diffusion.sampling import SamplingConfig
+    from components.lib.cosmos.diffusion.text_to_video import sample_latent
 
     channels, frames, height, width = clip.latent.shape
     with torch.inference_mode():

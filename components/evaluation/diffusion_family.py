@@ -18,7 +18,7 @@ from components.lib.report import pictures
 from components.lib.report.page import Picture
 from components.lib.report.quality import gaussian_frechet
 from components.lib.report.scores import HELD_OUT, Better, ClipScore, Role
-from components.lib.train.prompts import PromptSource
+from components.lib.shards.prompts import PromptSource
 from components.lib.video.encode import write_mp4
 
 PREVIEW_LATENTS = 2

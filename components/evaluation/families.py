@@ -14,7 +14,7 @@ from components.lib.manifest import Manifest
 from components.lib.store import ObjectStore
 
 if TYPE_CHECKING:
-    from components.evaluation.stage import EvaluationConfig
+    from components.evaluation.config import EvaluationConfig
 
 
 def open_family(

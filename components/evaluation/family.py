@@ -14,7 +14,7 @@ from components.lib.report.scores import Better, ClipScore, Role
 from components.lib.store import ObjectStore
 
 if TYPE_CHECKING:
-    from components.evaluation.stage import EvaluationConfig
+    from components.evaluation.config import EvaluationConfig
 
 COLUMNS = 5
 COMPARED: tuple[Role, ...] = ("base", "candidate")

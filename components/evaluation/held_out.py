@@ -23,9 +23,9 @@ from components.lib.store import ObjectStore
 from components.lib.video.records import is_old, read_records
 
 if TYPE_CHECKING:
+    from components.lib.shards.cache import ShardRef
+    from components.lib.shards.dataset import Split
     from components.lib.shards.latents import ClipInfo
-    from components.lib.train.cache import ShardRef
-    from components.lib.train.dataset import Split
 
 GUIDE_CACHE_BYTES = 2**30
 
@@ -71,7 +71,7 @@ class VideoClip(NamedTuple):
 
 def held_out(manifest: Manifest, name: str) -> HeldOut:
     """What to measure on. Raises UserError when the data set holds no samples at all."""
-    from components.lib.train.dataset import guide_files
+    from components.lib.shards.dataset import guide_files
 
     if guide := guide_files(manifest):
         split: Split = "validation" if guide.get("validation") else "train"
@@ -136,9 +136,9 @@ def latent_clips(
 def _guide_clips(
     held: HeldOut, store: ObjectStore, scratch: Path, limit: int
 ) -> Iterator[LatentClip]:
+    from components.lib.shards.cache import ShardCache
+    from components.lib.shards.dataset import GuideSource
     from components.lib.shards.guide import EMBEDDING, LATENT, read_tensor
-    from components.lib.train.cache import ShardCache
-    from components.lib.train.dataset import GuideSource
 
     # the files stay for the next model to be measured
     source = GuideSource(held.guide, ShardCache(scratch / "guide", GUIDE_CACHE_BYTES, store))

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.latent_encoding.contact_sheet import pick_frames, preview_path, preview_png
 from components.latent_encoding.decode import DecodedClip, DecodePool, RunEnded, RunRequest
 from components.latent_encoding.decode_worker import Frame
 from components.latent_encoding.encode import LatentEncoder
 from components.latent_encoding.plan import Clip, DecodeRun, ShardPlan, batches
 from components.latent_encoding.shard import Failure, Layout, OpenShard
-from components.latent_encoding.sheet import pick_frames, preview_path, preview_png
 from components.lib.contract import Task, UserError
 from components.lib.stage import Output
 from components.lib.store import ObjectStore

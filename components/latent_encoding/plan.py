@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from components.lib.contract import Frozen
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 from components.lib.shards.latents import ClipInfo, prompt_digest
 from components.lib.video.selection import (
     Size,
@@ -53,14 +54,7 @@ class PlanSettings(Frozen):
     shard_bytes: int
     shard_samples: int
     previews: int
-    channels: int = 16
-    spatial: int = 8
-    temporal: int = 8
-
-    def latent_shape(self, frames: int, size: Size) -> tuple[int, int, int, int]:
-        """[C, T, H, W] of the latent of one clip."""
-        temporal = 1 + (frames - 1) // self.temporal
-        return (self.channels, temporal, size[0] // self.spatial, size[1] // self.spatial)
+    tokenizer: TokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -217,7 +211,7 @@ def plan_split(
     """
     by_shape: dict[tuple[int, int, int, int], list[ClipInfo]] = {}
     for info in infos:
-        shape = settings.latent_shape(info.num_frames, (info.clip_height, info.clip_width))
+        shape = settings.tokenizer.latent_shape(info.num_frames, info.clip_height, info.clip_width)
         by_shape.setdefault(shape, []).append(info)
     shards: list[ShardPlan] = []
     index = 0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.latent_encoding.config import LatentEncodingConfig
+from components.latent_encoding.contact_sheet import contact_sheet, preview_path
 from components.latent_encoding.plan import Plan, ShardPlan
 from components.latent_encoding.shard import finished_files, index_path
-from components.latent_encoding.sheet import contact_sheet, preview_path
 from components.lib.contract import UserError
 from components.lib.manifest import canonical_json
 from components.lib.shards.energon import META_FOLDER, IndexedShard, write_energon_index

@@ -12,18 +12,19 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import ValidationError
 
-from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
+from components.lib.contract import Progress, UserError
 from components.lib.manifest import MANIFEST_NAME, FileEntry, Manifest
-from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
-from components.lib.train.choices import GUIDE_TP
-from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.overrides import apply_overrides
-from components.lib.train.recipes import recipe
+from components.lib.train.settings.auto_layout import GUIDE_TP
+from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.settings.overrides import apply_overrides
+from components.lib.train.settings.recipes import recipe
+from components.training.config import SPEC, TrainingConfig
 from components.training.launch.interface import (
     GPU_PRODUCT,
     GPU_TAINT,
@@ -34,7 +35,6 @@ from components.training.launch.interface import (
     job_name,
 )
 
-SPEC = StageSpec(name="training", version="1", kind="training-run")
 RESULT = "run.json"
 # Which keys of which Secrets the ranks of a job get; the same ones as the pipelines' own steps.
 _S3, _WANDB = "cosmos-s3", "cosmos-wandb"
@@ -45,56 +45,6 @@ _SECRETS = {
     "AWS_REGION": SecretValue(secret=_S3, key="region", optional=True),
     "WANDB_API_KEY": SecretValue(secret=_WANDB, key="api-key", optional=True),
 }
-
-
-def _valid_job(given: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a slip in the job's options when the run is submitted, not after hours of encoding."""
-    known = {"name": "x", "image": "x", "command": ("x",)}
-    if set(given) & {"name", "command"}:
-        raise ValueError("name and command are the stage's own")
-    try:
-        LaunchRequest.model_validate({**known, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}: {first['msg']}") from error
-    return given
-
-
-class TrainingConfig(StageConfig):
-    """Settings of the stage."""
-
-    checkpoint: str = manifest_input("Checkpoint manifest of the model to start from.")
-    data: str = manifest_input("Latent data set (diffusion) or tokenizer data set manifest.")
-    prompts: str | None = manifest_input("Prompt embeddings (diffusion).", default=None)
-    vgg: str | None = manifest_input("VGG16 checkpoint (tokenizer).", default=None)
-    factory: str = Field(
-        default="cosmos_diffusion_7b_text2world_finetune",
-        description="Recipe, by the name that the guides give to --factory.",
-    )
-    overrides: tuple[str, ...] = Field(
-        default=(), description="The trainer's settings: trainer.max_steps=1000, …"
-    )
-    nproc: int = Field(
-        default=0,
-        ge=0,
-        description="Processes on each node; 0: one per GPU, or 2 where there is none.",
-    )
-    nodes: int = Field(default=1, ge=1, description="Nodes (pods) of the training job.")
-    launcher: Literal["process", "pytorchjob", "trainjob"] = operational(
-        "process", "Where training runs: here (torchrun), or as a job on the cluster."
-    )
-    image: str = operational("", "Training image of a job; empty: the stage's own.")
-    gpus_per_node: int = operational(8, "GPUs of each pod of a job.", ge=0)
-    job: Annotated[dict[str, Any], AfterValidator(_valid_job)] = operational(
-        {}, "More of a job: namespace, memory, queue, tolerations, … (see LaunchRequest)."
-    )
-    grace_seconds: int = operational(
-        300, "Time for a checkpoint after SIGTERM, before the ranks are killed.", ge=1
-    )
-
-
-CONFIG = TrainingConfig
 
 
 def run(config: TrainingConfig, store: ObjectStore, progress: Progress) -> StageResult:

@@ -16,7 +16,7 @@ from typing import Any
 
 from components.lib.contract import UserError
 from components.video_discovery.candidates import Candidate
-from components.video_discovery.sources import Source, readable
+from components.video_discovery.entries import Source, readable
 
 PROMPT_KEYS = ("prompt", "caption", "text", "language_instruction_0")
 FILE_KEYS = ("file", "video", "path", "uri", "name", "file_name")

@@ -32,11 +32,12 @@ from components.lib.video.records import (
 )
 from components.video_discovery.cache import InspectionCache
 from components.video_discovery.candidates import Candidate, Ignored, candidates
+from components.video_discovery.config import VideoDiscoveryConfig
 from components.video_discovery.describe import Describer, Description, fill_prompt, read_table
+from components.video_discovery.entries import Entry, Source, readable
 from components.video_discovery.filters import looks_at_pictures, rejection
 from components.video_discovery.mixing import as_old, choose_old
-from components.video_discovery.sources import Entry, Source, open_source, readable
-from components.video_discovery.stage import VideoDiscoveryConfig
+from components.video_discovery.sources import open_source
 
 _KEPT_REASONS = 20
 _BYTES_PER_TIMEOUT_SECOND = 4 << 20

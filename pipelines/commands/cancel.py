@@ -19,7 +19,8 @@ def command(
 
     KFP may kill a step before it can clean up, so the jobs of the run are looked for as well.
     """
-    from pipelines import client, cluster
+    from pipelines import client
+    from pipelines.backend import cluster
 
     server = client.Server(client.Connection(endpoint=endpoint, namespace=namespace))
     client.cancel(server, run)

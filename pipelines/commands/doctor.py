@@ -24,7 +24,7 @@ def command(
 
     Every failure says what to do about it. Exit status 1 when something will not work.
     """
-    from pipelines import checks, cluster
+    from pipelines.backend import checks, cluster
 
     def of_the_cluster() -> Iterator[checks.Finding]:
         try:

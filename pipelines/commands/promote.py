@@ -24,7 +24,8 @@ def command(
     """Ask the gate, register the version, move the production pointer. Exits 1 when refused."""
     from components.lib.progress import default_progress
     from components.lib.store import ObjectStore
-    from components.promotion.stage import PromotionConfig, run
+    from components.promotion.config import PromotionConfig
+    from components.promotion.stage import run
 
     if force and not reason.strip():
         raise UserError("--force needs --reason: it is recorded with the promotion.")

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from components.harness.overrides import parse_value
 from components.lib.contract import UserError
-from components.lib.overrides import parse_value
 from pipelines.catalog import PIPELINES
 from pipelines.commands.compile import EncodePods
 

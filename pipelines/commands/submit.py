@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from components.harness.overrides import parse_value
 from components.lib.contract import UserError
-from components.lib.overrides import parse_value
 from pipelines.catalog import PIPELINES
 from pipelines.commands.compile import EncodePods
 
@@ -123,7 +123,7 @@ def follow_to_the_end(server: Any, run_id: str, namespace: str | None) -> None:
 
 def training_progress(namespace: str | None) -> Any:
     """A function run -> progress of its training job, or None without access to the cluster."""
-    from pipelines import cluster
+    from pipelines.backend import cluster
 
     try:
         found = cluster.connect(namespace, lambda _line: None)

@@ -16,7 +16,7 @@ from components.training.launch.interface import LaunchRequest, Toleration
 from components.training.launch.kube import ApiError, Cluster
 from components.training.launch.pytorchjob import PyTorchJob
 from components.training.launch.trainjob import TrainJob
-from pipelines import checks
+from pipelines.backend import checks
 
 from ..manifests.kustomize import build as kustomize
 from .conftest import NAMESPACE, ROOT, kubectl

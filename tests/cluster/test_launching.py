@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import cluster
+from pipelines.backend import cluster
 
 from .conftest import NAMESPACE, Launch, kubectl
 

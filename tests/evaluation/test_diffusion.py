@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from components.evaluation.config import EvaluationConfig
 from components.evaluation.diffusion import fixed_noise, patch_vectors, sigma_grid
 from components.evaluation.held_out import LatentClip
-from components.evaluation.stage import EvaluationConfig, run
+from components.evaluation.stage import run
 from components.lib.contract import UserError
 from components.lib.cosmos.model_folder import save_model_folder
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.manifest import load_manifest
 from components.lib.report.scores import parse_evaluation
 from components.lib.shards.latents import ClipInfo

@@ -90,7 +90,7 @@ def stage_modules(stage: str) -> list[str]:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_holds_what_its_stages_import(image: str) -> None:
-    starts = ["components.lib.task"]
+    starts = ["components.harness.task"]
     for stage in stages(image):
         starts += stage_modules(stage)
     if image == "train":

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from components.harness.overrides import STAGES, stage_config
 from components.lib.contract import UserError
-from components.lib.overrides import STAGES, stage_config
 from pipelines.catalog import COMPILED, ENCODING, PIPELINES
 from pipelines.commands.compile import command, compile_pipeline, image_overrides
 

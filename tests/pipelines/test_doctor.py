@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from components.training.launch.kube import Cluster
-from pipelines import checks
+from pipelines.backend import checks
 
 from .test_submit import invoke
 

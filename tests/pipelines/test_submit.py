@@ -113,7 +113,7 @@ def test_the_server_s_wish_to_wait_is_respected(
     kfp_server: Any, server: Any, monkeypatch: Any
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("pipelines.connection.time.sleep", pauses.append)
+    monkeypatch.setattr("pipelines.backend.connection.time.sleep", pauses.append)
     server.connection = server.connection.model_copy(update={"patience_s": 60.0})
     kfp_server.headers = {"Retry-After": "7"}
     kfp_server.fail("GET", "/runs", 429)

@@ -1,7 +1,7 @@
 """What a model is, without its weights: counts, shapes, operations, memory.
 
-Everything follows from the settings by rule (`shapes`, `flops`), so the answer takes milliseconds
-and needs neither torch nor the weights.
+Everything follows from the settings: the network is built without weights (`shapes`) and counted
+(`flops`). That takes seconds, most of them the import of torch, which is not imported before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from components.lib.contract import Frozen, UserError
-from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
 from components.lib.cosmos.flops import (
     Layout,
     dit_attention_flops,
@@ -20,8 +20,11 @@ from components.lib.cosmos.flops import (
     dit_memory,
     video_flops,
 )
-from components.lib.cosmos.shapes import Shapes, dit_shapes, parameter_count, tokenizer_shapes
-from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS, TokenizerConfig
+from components.lib.cosmos.shapes import (
+    parameter_count,
+    state_shapes,
+)
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
 
 ModelSettings = DiTConfig | TokenizerConfig
 
@@ -74,11 +77,6 @@ def _from_folder(folder: Path) -> tuple[str, ModelSettings]:
     )
 
 
-def shapes_of(settings: ModelSettings) -> Shapes:
-    """Names and shapes of the state dict."""
-    return dit_shapes(settings) if isinstance(settings, DiTConfig) else tokenizer_shapes(settings)
-
-
 def describe(
     name: str, settings: ModelSettings, clip: Clip | None = None, layout: Layout | None = None
 ) -> dict[str, Any]:
@@ -88,13 +86,13 @@ def describe(
     cannot take the clip.
     """
     clip, layout = clip or Clip(), layout or Layout()
-    shapes = shapes_of(settings)
+    parameters = parameter_count(settings)
     general = {
         "name": name,
         "family": "dit" if isinstance(settings, DiTConfig) else "tokenizer",
-        "parameters": parameter_count(shapes),
-        "tensors": len(shapes),
-        "bf16_bytes": 2 * parameter_count(shapes),
+        "parameters": parameters,
+        "tensors": len(state_shapes(settings)),
+        "bf16_bytes": 2 * parameters,
         "clip": clip.model_dump(),
         "config": settings.model_dump(mode="json"),
     }
@@ -105,7 +103,7 @@ def describe(
 
 def _describe_dit(config: DiTConfig, clip: Clip, layout: Layout) -> dict[str, Any]:
     tokenizer = TOKENIZER_PRESETS["CV8x8x8"]
-    _check_clip(tokenizer, clip)
+    tokenizer.check_clip(**clip.model_dump())
     _, frames, height, width = tokenizer.latent_shape(**clip.model_dump())
     try:
         grid = config.grid(frames, height, width)
@@ -137,7 +135,7 @@ def _describe_dit(config: DiTConfig, clip: Clip, layout: Layout) -> dict[str, An
 
 
 def _describe_tokenizer(config: TokenizerConfig, clip: Clip) -> dict[str, Any]:
-    _check_clip(config, clip)
+    config.check_clip(**clip.model_dump())
     latent = config.latent_shape(**clip.model_dump())
     encode, decode = video_flops(config, clip.frames, clip.height, clip.width)
     return {
@@ -148,17 +146,6 @@ def _describe_tokenizer(config: TokenizerConfig, clip: Clip) -> dict[str, Any]:
         "encode_flops": encode,
         "decode_flops": decode,
     }
-
-
-def _check_clip(config: TokenizerConfig, clip: Clip) -> None:
-    multiple = config.size_multiple
-    if clip.frames % config.temporal != 1 or clip.height % multiple or clip.width % multiple:
-        raise UserError(
-            f"A clip of {clip.frames} frames, {clip.width} x {clip.height}, cannot be coded: "
-            f"frames must be {config.temporal}k + 1, width and height multiples of {multiple}."
-        )
-    if min(clip.frames, clip.height, clip.width) < 1:
-        raise UserError("A clip needs at least one frame and one pixel.")
 
 
 def render(facts: dict[str, Any]) -> str:

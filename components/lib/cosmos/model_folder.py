@@ -24,8 +24,8 @@ from components.lib.contract import Frozen, UserError
 if TYPE_CHECKING:
     import torch
 
-    from components.lib.cosmos.dit import DiT
-    from components.lib.cosmos.tokenizer import CosmosTokenizer
+    from components.lib.cosmos.dit.network import DiT
+    from components.lib.cosmos.tokenizer.network import CosmosTokenizer
     from components.lib.manifest import Manifest
     from components.lib.store import ObjectStore
 
@@ -292,8 +292,8 @@ def load_dit(
     ``dtype`` None keeps the dtype of the file. Raises UserError for a folder of another family
     and for keys that do not match.
     """
-    from components.lib.cosmos.attention import choose
-    from components.lib.cosmos.dit import DiT, DiTConfig, configure_blocks
+    from components.lib.cosmos.dit.attention import choose
+    from components.lib.cosmos.dit.network import DiT, DiTConfig, configure_blocks
 
     model_config = _expect(folder, "dit")
     model = DiT(_parse(DiTConfig, model_config, folder), seed=None)
@@ -308,7 +308,7 @@ def load_tokenizer(
     folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> CosmosTokenizer:
     """The video tokenizer of a canonical folder with its latent statistics; else as `load_dit`."""
-    from components.lib.cosmos.tokenizer import CosmosTokenizer, TokenizerConfig
+    from components.lib.cosmos.tokenizer.network import CosmosTokenizer, TokenizerConfig
 
     model_config = _expect(folder, "tokenizer")
     model = CosmosTokenizer(_parse(TokenizerConfig, model_config, folder))

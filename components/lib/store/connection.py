@@ -82,6 +82,19 @@ class StoreSettings:
             ca_file=env.get("SSL_CERT_FILE") or env.get("AWS_CA_BUNDLE") or "",
         )
 
+    def environment(self) -> dict[str, str]:
+        """The inverse of `from_env`: what a child needs to make the same store."""
+        values = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": self.region,
+            "AWS_SESSION_TOKEN": self.session_token,
+            "SSL_CERT_FILE": self.ca_file,
+        }
+        return {name: value for name, value in values.items() if value}
+
 
 class PatientPool(urllib3.PoolManager):
     """A pool whose requests survive a store that fails now and then or goes away for a while."""

@@ -18,9 +18,9 @@ from types import FrameType
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
 from components.lib.train import EXIT_RESUME
-from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.overrides import apply_overrides, describe
-from components.lib.train.recipes import FACTORIES, recipe
+from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.settings.overrides import apply_overrides, describe
+from components.lib.train.settings.recipes import FACTORIES, recipe
 
 log = logging.getLogger("cosmos.train")
 _PR_SET_PDEATHSIG = 1

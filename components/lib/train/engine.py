@@ -19,22 +19,22 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from components.lib.contract import UserError
-from components.lib.train.batches import Batch, shared_batch
-from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.gradients import (
+from components.lib.train.data.batches import Batch, shared_batch
+from components.lib.train.data.loader import Loader
+from components.lib.train.data.sampler import SampleOrder, numbers_of
+from components.lib.train.loss_guard import LossGuard
+from components.lib.train.memory.host_copies import HostCopies
+from components.lib.train.memory.optimizer_offload import WaitingState
+from components.lib.train.parallel.gradients import (
     average_over_replicas,
     clip,
     complete_partial_gradients,
     global_norm,
 )
-from components.lib.train.guard import LossGuard
-from components.lib.train.layout import Layout, global_view, local_part
-from components.lib.train.loader import Loader
-from components.lib.train.order import SampleOrder, numbers_of
+from components.lib.train.parallel.layout import Layout, global_view, local_part
 from components.lib.train.schedule import learning_rate
-from components.lib.train.staging import HostCopies
-from components.lib.train.task import Task
-from components.lib.train.waiting import WaitingState
+from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.tasks.task import Task
 
 # Dense bf16 peak of one device, FLOP/s, by a part of its name.
 PEAKS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "B200": 2250e12}

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from components.lib.train.config import LogConfig
+from components.lib.train.settings.config import LogConfig
 
 Sink = Callable[[int, str, Mapping[str, float]], None]
 

@@ -25,8 +25,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
-from components.lib.train.layout import Layout
 from components.lib.train.loggers import Sink, wandb_project
+from components.lib.train.parallel.layout import Layout
 from components.lib.train.session import Session
 from components.lib.train.setup import AnyConfig
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.lib.train.layout import Layout
 from components.lib.train.loggers import Sink, TensorBoard, Wandb
+from components.lib.train.parallel.layout import Layout
 from components.lib.train.session import Session
 from components.lib.train.setup import AnyConfig
 

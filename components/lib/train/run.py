@@ -11,11 +11,11 @@ import torch
 from components.lib.contract import UserError
 from components.lib.cosmos.compiler import has_compiler
 from components.lib.train import EXIT_RESUME
-from components.lib.train.choices import describe_choices, resolve_layout
-from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.layout import Layout, start_processes, stop_processes
 from components.lib.train.loggers import Sink
+from components.lib.train.parallel.layout import Layout, start_processes, stop_processes
 from components.lib.train.session import Preempted, Session
+from components.lib.train.settings.auto_layout import describe_choices, resolve_layout
+from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
 from components.lib.train.setup import build_engine, open_store
 
 

@@ -22,12 +22,12 @@ import torch.distributed as dist
 from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
 from components.lib.store import ObjectStore
-from components.lib.train.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
+from components.lib.train.checkpoint.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
+from components.lib.train.checkpoint.storage import FolderManifest, LocalPlace, Place, StorePlace
 from components.lib.train.engine import Engine
 from components.lib.train.loggers import MetricsLog, Sink
-from components.lib.train.places import FolderManifest, LocalPlace, Place, StorePlace
+from components.lib.train.parallel.weights import gather_weights
 from components.lib.train.setup import AnyConfig, local_rank, versions
-from components.lib.train.weights import gather_weights
 
 log = logging.getLogger("cosmos.train")
 SETTINGS = "settings.json"

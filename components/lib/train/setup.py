@@ -13,13 +13,13 @@ import torch.distributed as dist
 
 from components.lib.contract import UserError
 from components.lib.manifest import Manifest, load_manifest
+from components.lib.shards.dataset import largest_latent, open_source
 from components.lib.store import ObjectStore
-from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.dataset import largest_latent, open_source
 from components.lib.train.engine import Engine
-from components.lib.train.layout import Layout, shard_model
-from components.lib.train.task import Task
-from components.lib.train.weights import load_shards
+from components.lib.train.parallel.layout import Layout, shard_model
+from components.lib.train.parallel.weights import load_shards
+from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.tasks.task import Task
 
 AnyConfig = DiffusionConfig | TokenizerConfig
 
@@ -54,14 +54,14 @@ def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -
     )
     task: Task
     if isinstance(config, DiffusionConfig):
-        from components.lib.train.diffusion import DiffusionTask
-        from components.lib.train.prompts import open_prompts
+        from components.lib.shards.prompts import open_prompts
+        from components.lib.train.tasks.diffusion import DiffusionTask
 
         prompts = open_prompts(config.data.prompts, store)
         task = DiffusionTask(config, layout, source, prompts, start, largest_latent(manifest))
     else:
-        from components.lib.train.perceptual import load_vgg16
-        from components.lib.train.tokenizer import TokenizerTask, needs_flow, needs_vgg
+        from components.lib.cosmos.tokenizer.perceptual import load_vgg16
+        from components.lib.train.tasks.tokenizer import TokenizerTask, needs_flow, needs_vgg
 
         vgg = None
         if needs_vgg(config):

@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
+from components.harness.run_notes import RUN_VARIABLE
 from components.lib.contract import Frozen, Progress
-from components.lib.run_notes import RUN_VARIABLE
 
 RESTART_POLICIES = ("Always", "ExitCode", "Never", "OnFailure")
 PREFIX = "cosmos-pipelines.dev/"

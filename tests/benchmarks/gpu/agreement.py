@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from components.lib.cosmos.dit import DIT_PRESETS, DiT
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.model_folder import save_model_folder
-from components.lib.train.config import DiffusionConfig
-from components.lib.train.layout import Layout
+from components.lib.train.parallel.layout import Layout
+from components.lib.train.settings.config import DiffusionConfig
 from tests.benchmarks.gpu.random_dit import Shape, build
 
 GEOMETRY = DIT_PRESETS["tiny"].model_copy(

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from components.lib.cosmos.attention import AttentionBackend, choose
-from components.lib.cosmos.dit import DIT_PRESETS, DiT, DiTConfig, configure_blocks
-from components.lib.cosmos.edm import edm_loss
+from components.lib.cosmos.diffusion.edm import edm_loss
+from components.lib.cosmos.dit.attention import AttentionBackend, choose
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, DiTConfig, configure_blocks
 from components.lib.cosmos.model_folder import save_model_folder
-from components.lib.train.config import DiffusionConfig
-from components.lib.train.diffusion import DiffusionTask
 from components.lib.train.engine import Engine
-from components.lib.train.layout import Layout, shard_model
-from components.lib.train.weights import load_shards
+from components.lib.train.parallel.layout import Layout, shard_model
+from components.lib.train.parallel.weights import load_shards
+from components.lib.train.settings.config import DiffusionConfig
+from components.lib.train.tasks.diffusion import DiffusionTask
 from tests.benchmarks.gpu.common import relative_error
 
 Shape = tuple[int, int, int, int]

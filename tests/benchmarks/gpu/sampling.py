@@ -2,14 +2,16 @@
 
 ``python -m tests.benchmarks.gpu.sampling [text] [video] [video12] [--attention flash4]``: ``text``
 measures the T5-11B encoder alone, ``video`` the whole way (``video12``: with 12 steps). Weights are
-random, of the real sizes; stages load and unload as in `components.lib.cosmos.text_to_video`, whose
-code this runs. Before the video, a small one made on the GPU in bf16 is compared with the CPU in
-fp32, latent and frames. Without a GPU small networks run, to prove the command.
+random, of the real sizes; stages load and unload as in
+`components.lib.cosmos.diffusion.text_to_video`, whose code this runs. Before the video, a small one
+made on the GPU in bf16 is compared with the CPU in fp32, latent and frames. Without a GPU small
+networks run, to prove the command.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,20 +20,20 @@ from typing import Any, get_args
 
 import torch
 
-from components.lib.cosmos.attention import AttentionBackend, choose
-from components.lib.cosmos.dit import DIT_PRESETS, DiT, configure_blocks
-from components.lib.cosmos.flops import dit_forward_flops
-from components.lib.cosmos.formats.tiny import initial_tokenizer
-from components.lib.cosmos.inference import speed_up_dit, speed_up_tokenizer
-from components.lib.cosmos.sampling import SamplingConfig
-from components.lib.cosmos.text import TextEncoder
-from components.lib.cosmos.text_to_video import (
+from components.lib.cosmos.diffusion.sampling import SamplingConfig
+from components.lib.cosmos.diffusion.text import TextEncoder
+from components.lib.cosmos.diffusion.text_to_video import (
     VideoRequest,
     decode_frames,
     make_video,
     sample_latent,
 )
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.dit.attention import AttentionBackend, choose
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, configure_blocks
+from components.lib.cosmos.flops import dit_forward_flops
+from components.lib.cosmos.formats.tiny import initial_tokenizer
+from components.lib.cosmos.inference import speed_up_dit, speed_up_tokenizer
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.progress import LineProgress
 from tests.benchmarks.gpu.common import (
     PEAK_BF16,
@@ -51,8 +53,8 @@ DEVICE = "cuda" if CUDA else "cpu"
 MODEL, TOKENIZER = ("7B", "CV8x8x8") if CUDA else ("tiny", "tiny-cv")
 CLIP = (121, 704, 1280) if CUDA else (9, 64, 96)
 DTYPE = torch.bfloat16 if CUDA else torch.float32
-GRID = ((CLIP[0] - 1) // 8 + 1, CLIP[1] // 8, CLIP[2] // 8)
-TOKENS = GRID[0] * GRID[1] * GRID[2] // 4
+GRID = TOKENIZER_PRESETS[TOKENIZER].latent_shape(*CLIP)[1:]
+TOKENS = math.prod(DIT_PRESETS[MODEL].grid(*GRID))
 
 
 class RandomT5(TextEncoder):

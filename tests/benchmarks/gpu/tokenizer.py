@@ -21,14 +21,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from components.latent_encoding.folded import fold_encoder
-from components.lib.cosmos.channels_last import use_channels_last
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
-from components.lib.train.config import TokenizerConfig
-from components.lib.train.dataset import Split
+from components.lib.cosmos.tokenizer.channels_last import use_channels_last
+from components.lib.cosmos.tokenizer.folded import fold_encoder
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.shards.dataset import Split
 from components.lib.train.engine import Engine
-from components.lib.train.layout import shard_model, start_processes, stop_processes
-from components.lib.train.tokenizer import TokenizerTask
+from components.lib.train.parallel.layout import shard_model, start_processes, stop_processes
+from components.lib.train.settings.config import TokenizerConfig
+from components.lib.train.tasks.tokenizer import TokenizerTask
 from tests.benchmarks.gpu.common import (
     Row,
     breakdown,

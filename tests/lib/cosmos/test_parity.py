@@ -25,7 +25,8 @@ from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from components.lib.cosmos.dit import (
+from components.lib.cosmos.dit.block import Checkpointing
+from components.lib.cosmos.dit.network import (
     DIT_PRESETS,
     DiT,
     DiTConfig,
@@ -33,8 +34,11 @@ from components.lib.cosmos.dit import (
     tp_partial_gradient_names,
     tp_shard_dim,
 )
-from components.lib.cosmos.dit_block import Checkpointing
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer, TokenizerConfig
+from components.lib.cosmos.tokenizer.network import (
+    TOKENIZER_PRESETS,
+    CosmosTokenizer,
+    TokenizerConfig,
+)
 
 SMALL = DIT_PRESETS["tiny"].model_copy(
     update={"max_frames": 16, "max_height": 48, "max_width": 40, "layers": 2}

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
+from components.harness.run_notes import TaskNote
+from components.harness.run_report import html, summarise
 from components.lib.report import page
 from components.lib.report.chart import Chart, Line, draw
 from components.lib.report.comparison import run_page, unique_names
 from components.lib.report.curves import Run, Series, read_run
 from components.lib.report.ranges import Row, bare, dots
-from components.lib.report.run_report import html, summarise
 from components.lib.report.stats import Interval
 from components.lib.report.templating import render
-from components.lib.run_notes import TaskNote
 from tests.lib.report.foreign_text import NASTY, Reader, check_inert
 
 

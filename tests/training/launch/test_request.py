@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from components.harness.overrides import make_config
 from components.lib.contract import UserError
-from components.lib.overrides import make_config
-from components.lib.train.config import DiffusionConfig
+from components.lib.train.settings.config import DiffusionConfig
 from components.training.launch.interface import LaunchRequest
 from components.training.launch.pytorchjob import PyTorchJob
 from components.training.stage import launch_request

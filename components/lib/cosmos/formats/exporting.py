@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.lib.contract import Frozen, UserError
-from components.lib.cosmos.dit_config import DiTConfig
+from components.lib.cosmos.dit.config import DiTConfig
 from components.lib.cosmos.formats import diffusers_folder, official
 from components.lib.cosmos.formats.importing import (
     STATISTICS,
@@ -24,7 +24,7 @@ from components.lib.cosmos.formats.importing import (
 from components.lib.cosmos.formats.model_card import Origin, model_card
 from components.lib.cosmos.formats.source_config import write_config
 from components.lib.cosmos.model_folder import check_keys, save_model_folder
-from components.lib.cosmos.tokenizer_config import TokenizerConfig
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +118,7 @@ def _cast(opened: Source, dtype: Dtype, seen: dict[str, tuple[int, str]]) -> Pai
 
 
 def _statistics(opened: Source) -> tuple[torch.Tensor, torch.Tensor]:
-    from components.lib.cosmos.tokenizer import default_statistics
+    from components.lib.cosmos.tokenizer.network import default_statistics
 
     assert isinstance(opened.config, TokenizerConfig)
     if all(key in opened.extras for key in STATISTICS):
@@ -149,7 +149,7 @@ def _write_diffusers(folder: Path, opened: Source, title: str, pairs: Pairs) -> 
 
 
 def _write_jit(folder: Path, opened: Source, title: str, pairs: Pairs) -> None:
-    from components.lib.cosmos.formats.jit_export import write_jit
+    from components.lib.cosmos.formats.jit.exporting import write_jit
 
     if not isinstance(opened.config, TokenizerConfig):
         raise _unfit(opened, "jit")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.lib.contract import Frozen, UserError
-from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
 from components.lib.cosmos.formats import diffusers_folder, names, nemo, official, vgg
 from components.lib.cosmos.formats.source_config import (
     nearest_preset,
@@ -31,7 +30,8 @@ from components.lib.cosmos.model_folder import (
     read_weights,
     save_model_folder,
 )
-from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS, TokenizerConfig
+from components.lib.cosmos.shapes import state_shapes
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -160,34 +160,10 @@ def open_source(source: Path, say: Say = lambda message: None) -> Source:
 
 def expected_shapes(family: Family, config: Frozen) -> dict[str, tuple[int, ...]]:
     """Every name and shape of a network's state dict, without allocating its weights."""
-    if isinstance(config, DiTConfig):
-        return dict(_dit_shapes(config))
-    if isinstance(config, TokenizerConfig):
-        return dict(_tokenizer_shapes(config))
+    if isinstance(config, DiTConfig | TokenizerConfig):
+        return state_shapes(config)
     assert isinstance(config, vgg.VGGConfig), family
     return vgg.vgg_shapes(config.channels)
-
-
-@cache
-def _dit_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
-    import torch
-
-    from components.lib.cosmos.dit import DiT
-
-    with torch.device("meta"):
-        model = DiT(config, seed=None)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-
-
-@cache
-def _tokenizer_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
-    import torch
-
-    from components.lib.cosmos.tokenizer import CosmosTokenizer
-
-    with torch.device("meta"):
-        model = CosmosTokenizer(config)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
 def _open_canonical(source: Path, say: Say) -> Source:
@@ -232,7 +208,7 @@ def dit_source(
     own = own_config(folder, "dit", DiTConfig)
     if own is None:
         presets = {
-            preset: {k: s for k, s in _dit_shapes(config).items() if k != diffusers_folder.COUNTER}
+            preset: {k: s for k, s in state_shapes(config).items() if k != diffusers_folder.COUNTER}
             for preset, config in DIT_PRESETS.items()
         }
         preset = nearest_preset(shapes, presets, where)
@@ -254,7 +230,7 @@ def counter(config: DiTConfig) -> torch.Tensor:
     """The buffer `pos_embedder.seq`: 0, 1, 2, …; no file is trusted with it."""
     import torch
 
-    shape = _dit_shapes(config)[diffusers_folder.COUNTER]
+    shape = state_shapes(config)[diffusers_folder.COUNTER]
     return torch.arange(shape[0], dtype=torch.float32)
 
 
@@ -302,7 +278,7 @@ def _open_diffusers(source: Path, say: Say) -> Source:
 
 
 def _open_jit(source: Path, say: Say) -> Source:
-    from components.lib.cosmos.formats import jit_import
+    from components.lib.cosmos.formats.jit import importing as jit_import
 
     folder = source if source.is_dir() else source.parent
     weights = jit_import.read_archives(folder, say)
@@ -310,7 +286,7 @@ def _open_jit(source: Path, say: Say) -> Source:
     shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     own = own_config(folder, "tokenizer", TokenizerConfig)
     if own is None:
-        presets = {name: _tokenizer_shapes(config) for name, config in TOKENIZER_PRESETS.items()}
+        presets = {name: state_shapes(config) for name, config in TOKENIZER_PRESETS.items()}
         preset = nearest_preset(shapes, presets, str(folder))
         own = preset, TOKENIZER_PRESETS[preset]
     name, config = own
@@ -330,7 +306,7 @@ def _open_jit(source: Path, say: Say) -> Source:
 
 def _statistics(folder: Path, config: TokenizerConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Latent statistics beside a tokenizer, and a note when they are not there."""
-    from components.lib.cosmos.tokenizer import default_statistics
+    from components.lib.cosmos.tokenizer.network import default_statistics
 
     path = folder / official.MEAN_STD_NAME
     if path.is_file():

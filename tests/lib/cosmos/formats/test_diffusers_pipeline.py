@@ -22,12 +22,17 @@ from diffusers import (
 )
 from diffusers.models.transformers import transformer_cosmos
 
-from components.lib.cosmos.edm import SIGMA_DATA
+from components.lib.cosmos.diffusion.edm import SIGMA_DATA
+from components.lib.cosmos.diffusion.sampling import (
+    SamplingConfig,
+    guided_denoiser,
+    initial_noise,
+    sample,
+)
+from components.lib.cosmos.diffusion.text_to_video import decode_frames
 from components.lib.cosmos.formats import tiny
 from components.lib.cosmos.formats.exporting import export_model
 from components.lib.cosmos.model_folder import load_dit, load_tokenizer
-from components.lib.cosmos.sampling import SamplingConfig, guided_denoiser, initial_noise, sample
-from components.lib.cosmos.text_to_video import decode_frames
 
 FRAMES, HEIGHT, WIDTH, FPS = 17, 64, 96, 24
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
 
 from components.lib.contract import UserError
-from components.lib.cosmos.dit_config import DIT_PRESETS
+from components.lib.cosmos.dit.config import DIT_PRESETS
 from components.lib.cosmos.formats import names
 from components.lib.cosmos.formats.diffusers_folder import (
     COUNTER,
@@ -15,10 +15,9 @@ from components.lib.cosmos.formats.diffusers_folder import (
     tokenizer_to_diffusers_config,
 )
 from components.lib.cosmos.formats.importing import expected_shapes
-from components.lib.cosmos.formats.jit_export import geometry
-from components.lib.cosmos.formats.jit_networks import autoencoder_shapes
-from components.lib.cosmos.tokenizer import default_statistics
-from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS
+from components.lib.cosmos.formats.jit.networks import autoencoder_shapes
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
+from components.lib.cosmos.tokenizer.network import default_statistics
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -50,7 +49,7 @@ def test_every_tokenizer_parameter_has_its_place_in_diffusers(preset: str) -> No
 @pytest.mark.parametrize("preset", list(TOKENIZER_PRESETS))
 def test_archives_bear_the_names_of_the_training_network(preset: str) -> None:
     config = TOKENIZER_PRESETS[preset]
-    assert autoencoder_shapes(geometry(config)) == expected_shapes("tokenizer", config)
+    assert autoencoder_shapes(config) == expected_shapes("tokenizer", config)
 
 
 @pytest.mark.parametrize(
