@@ -30,8 +30,10 @@ from components.lib.cosmos.dit.network import (
     tp_shard_dim,
 )
 from components.lib.cosmos.flops import dit_forward_flops
-from components.lib.shards.dataset import SampleSource, Split, held_out_samples
-from components.lib.shards.prompts import PromptSource
+from components.lib.manifest import Manifest
+from components.lib.shards.dataset import SampleSource, Split, held_out_samples, largest_latent
+from components.lib.shards.prompts import PromptSource, open_prompts
+from components.lib.store import ObjectStore
 from components.lib.train.data.batches import Batch, to_device
 from components.lib.train.data.noise import GRID, SampleNoise, validation_noise
 from components.lib.train.memory.activation_offload import ActivationOffload
@@ -375,3 +377,16 @@ def _start_name(start: Path | None) -> str:
     from components.lib.cosmos.model_folder import read_model_config
 
     return read_model_config(start).name
+
+
+def make_task(
+    config: DiffusionTrainingConfig,
+    layout: ParallelLayout,
+    source: SampleSource,
+    manifest: Manifest | None,
+    store: ObjectStore | None,
+    start: Path | None,
+) -> DiffusionTask:
+    """The task with its prompts; a data set's manifest tells the largest latent."""
+    prompts = open_prompts(config.data.prompts, store)
+    return DiffusionTask(config, layout, source, prompts, start, largest_latent(manifest))
