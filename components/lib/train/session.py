@@ -150,8 +150,8 @@ class Session:
 
     def _resume(self) -> None:
         folder, damage = "", ""
-        while (found := self.checkpoints.newest(before=folder)) is not None:
-            folder, manifest = found
+        while (newest := self.checkpoints.newest(before=folder)) is not None:
+            folder, manifest = newest
             began = time.monotonic()
             try:
                 text = self._read(folder, manifest)
@@ -184,15 +184,15 @@ class Session:
 
     def _take_best(self) -> int:
         """Put the weights of the best checkpoint in place. Returns its step."""
-        found = self.checkpoints.best()
-        if found is None:
+        best = self.checkpoints.best()
+        if best is None:
             if self.layout.is_main:
                 log.warning(
                     "no checkpoint fell on a validation, so the last weights become the model: "
                     "make log.ckpt.every_n_train_steps a multiple of trainer.val_check_interval"
                 )
             return self.engine.step
-        folder, manifest = found
+        folder, manifest = best
         step = int(manifest.state["step"])
         if step != self.engine.step:
             try:
