@@ -13,7 +13,7 @@ from typing import Literal
 
 from components.lib.contract import UserError
 
-Role = Literal["dit", "tokenizer", "t5", "vgg16"]
+CheckpointRole = Literal["dit", "tokenizer", "t5", "vgg16"]
 Variant = Literal["auto", "canonical", "model.pt", "nemo", "diffusers", "jit"]
 
 _CANONICAL = (
@@ -43,8 +43,8 @@ def _diffusers(folder: str) -> list[list[str]]:
     ]
 
 
-# Role -> form -> alternatives, the first whose patterns all match is taken.
-_FORMS: dict[Role, dict[Variant, list[list[str]]]] = {
+# CheckpointRole -> form -> alternatives, the first whose patterns all match is taken.
+_FORMS: dict[CheckpointRole, dict[Variant, list[list[str]]]] = {
     "dit": {
         "model.pt": [["model.pt"]],
         "nemo": [["nemo/*"], ["metadata.json", "*"]],
@@ -69,7 +69,7 @@ _FORMS: dict[Role, dict[Variant, list[list[str]]]] = {
     },
 }
 # Taken along when they are there.
-_OPTIONAL: dict[Role, list[str]] = {
+_OPTIONAL: dict[CheckpointRole, list[str]] = {
     "dit": ["config.json"],
     "tokenizer": ["config.json", "mean_std.pt"],
     "t5": _T5_TOKENIZER,
@@ -78,7 +78,7 @@ _OPTIONAL: dict[Role, list[str]] = {
 
 
 def needed_files(
-    paths: Iterable[str], role: Role, where: str, variant: Variant = "auto"
+    paths: Iterable[str], role: CheckpointRole, where: str, variant: Variant = "auto"
 ) -> list[str]:
     """The paths (relative, ``/`` separated) to fetch, sorted.
 

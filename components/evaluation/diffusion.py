@@ -18,7 +18,13 @@ from torch import Tensor
 
 from components.evaluation.held_out import LatentClip
 from components.lib.contract import Progress
-from components.lib.cosmos.diffusion.edm import SIGMA_DATA, NoiseConfig, denoise, edm_loss
+from components.lib.cosmos.diffusion.edm import (
+    SIGMA_DATA,
+    NoiseConfig,
+    denoise,
+    edm_loss,
+    validation_sigmas,
+)
 from components.lib.report.scores import ClipScore
 from components.lib.shards.prompts import PromptSource
 
@@ -26,7 +32,7 @@ BANDS = ("low", "middle", "high")
 SHOWN_SIGMA = 1.0
 
 
-class Grid(NamedTuple):
+class NoiseGrid(NamedTuple):
     """Noise levels, ascending, and how many noises each clip gets at each of them."""
 
     sigmas: list[float]
@@ -38,12 +44,9 @@ class Grid(NamedTuple):
         return BANDS[index * len(BANDS) // len(self.sigmas)]
 
 
-def sigma_grid(levels: int, draws: int, seed: int, noise: NoiseConfig | None = None) -> Grid:
+def noise_grid(levels: int, draws: int, seed: int, noise: NoiseConfig | None = None) -> NoiseGrid:
     """The grid for a training distribution of ln(sigma)."""
-    settings = noise or NoiseConfig()
-    middles = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
-    logs = settings.mean + settings.std * torch.special.ndtri(middles)
-    return Grid([float(value) for value in logs.exp()], draws, seed)
+    return NoiseGrid(validation_sigmas(levels, noise).tolist(), draws, seed)
 
 
 def fixed_noise(clip: LatentClip, level: int, draw: int, seed: int) -> Tensor:
@@ -58,7 +61,7 @@ def measure(
     model: Any,
     clips: Iterable[LatentClip],
     prompts: PromptSource | None,
-    grid: Grid,
+    grid: NoiseGrid,
     device: str,
     progress: Progress,
     total: int,
@@ -101,7 +104,7 @@ def _loss(
     return float(found.loss)
 
 
-def _score(clip: LatentClip, grid: Grid, losses: Sequence[float]) -> ClipScore:
+def _score(clip: LatentClip, grid: NoiseGrid, losses: Sequence[float]) -> ClipScore:
     values = {"loss": math.fsum(losses) / len(losses)}
     for level, sigma in enumerate(grid.sigmas):
         values[f"loss_sigma_{sigma:.3g}"] = losses[level]

@@ -17,7 +17,7 @@ from components.lib.manifest import load_manifest
 from components.lib.report import pictures
 from components.lib.report.page import Picture
 from components.lib.report.quality import gaussian_frechet
-from components.lib.report.scores import HELD_OUT, Better, ClipScore, Role
+from components.lib.report.scores import HELD_OUT, Better, ClipScore, ModelRole
 from components.lib.shards.prompts import PromptSource
 from components.lib.video.encode import write_mp4
 
@@ -35,7 +35,7 @@ class DiffusionFamily(Setting):
         super().__init__(*arguments)
         prompts = self.inputs.get("prompts")
         self.prompts = PromptSource(prompts, None, self.store) if prompts else None
-        self.grid = diffusion.sigma_grid(
+        self.grid = diffusion.noise_grid(
             self.config.sigmas, self.config.noise_draws, self.config.seed
         )
         self.shown: dict[str, dict[str, Any]] = {}
@@ -46,7 +46,7 @@ class DiffusionFamily(Setting):
         self.own_text = False
 
     def measure(
-        self, role: Role, folder: Path, sets: Mapping[str, HeldOut]
+        self, role: ModelRole, folder: Path, sets: Mapping[str, HeldOut]
     ) -> dict[str, list[ClipScore]]:
         """See `Family`."""
         # Not compiled: an unchanged model must score exactly the same, and with clips of several
@@ -66,7 +66,7 @@ class DiffusionFamily(Setting):
             self._sample(role, model, sets[HELD_OUT])
         return found
 
-    def _sample(self, role: Role, model: Any, held: HeldOut) -> None:
+    def _sample(self, role: ModelRole, model: Any, held: HeldOut) -> None:
         """Latents from noise for the first distinct prompts; every model has the same seeds."""
         clips: dict[str, LatentClip] = {}
         patches = []
@@ -86,7 +86,7 @@ class DiffusionFamily(Setting):
                 self.sampled.setdefault(name, {"clip": clip})[role] = latent
                 task.advance()
 
-    def _show(self, role: Role, model: Any, held: HeldOut) -> None:
+    def _show(self, role: ModelRole, model: Any, held: HeldOut) -> None:
         for clip in latent_clips(held, self.store, self.scratch, self.config.shown):
             noised, guess = diffusion.denoised(
                 model, clip, self.prompts, self.config.seed, self.device

@@ -10,14 +10,14 @@ from components.evaluation.held_out import HeldOut
 from components.lib.contract import Progress
 from components.lib.manifest import Manifest
 from components.lib.report.page import Picture
-from components.lib.report.scores import Better, ClipScore, Role
+from components.lib.report.scores import Better, ClipScore, ModelRole
 from components.lib.store import ObjectStore
 
 if TYPE_CHECKING:
     from components.evaluation.config import EvaluationConfig
 
 COLUMNS = 5
-COMPARED: tuple[Role, ...] = ("base", "candidate")
+COMPARED: tuple[ModelRole, ...] = ("base", "candidate")
 SHORT: dict[str, str] = {
     "base": "before",
     "candidate": "after",
@@ -33,7 +33,7 @@ class Family(Protocol):
     better: Better
 
     def measure(
-        self, role: Role, folder: Path, sets: Mapping[str, HeldOut]
+        self, role: ModelRole, folder: Path, sets: Mapping[str, HeldOut]
     ) -> dict[str, list[ClipScore]]:
         """Scores by set of the model in ``folder``."""
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from components.evaluation import content
 from components.lib.lineage import Lineage
 from components.lib.manifest import Manifest
@@ -49,7 +51,7 @@ def write_report(
         content.pictures_section([p for _, p in strips], [p for _, p in videos]),
         page.section("Per noise level", content.sigma_plot(evaluation))
         if evaluation.family == "dit"
-        else page.Fragment(""),
+        else Markup(""),
         page.section("By source", *content.per_group(evaluation)),
         *curve_parts[1:],
         content.data_section(

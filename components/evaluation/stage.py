@@ -31,7 +31,7 @@ from components.lib.report.scores import (
     ClipScore,
     Evaluation,
     ModelRef,
-    Role,
+    ModelRole,
     weights_digest,
 )
 from components.lib.stage import Output, StageResult, execute
@@ -97,7 +97,7 @@ def _work(
     sets = {HELD_OUT: held_out(inputs["data"], HELD_OUT)}
     if "old_data" in inputs:
         sets[OLD] = held_out(inputs["old_data"], OLD)
-    manifests: dict[Role, tuple[Manifest, str]] = {
+    manifests: dict[ModelRole, tuple[Manifest, str]] = {
         "base": (inputs["checkpoint"], "model/"),
         "candidate": (inputs["training"], f"{config.weights}/"),
     }
@@ -137,7 +137,7 @@ def _curves(training: Manifest, store: ObjectStore) -> Run:
     )
 
 
-def _model_ref(role: Role, manifest: Manifest, prefix: str) -> ModelRef:
+def _model_ref(role: ModelRole, manifest: Manifest, prefix: str) -> ModelRef:
     name = str(manifest.summary.get("version_name") or manifest.summary.get("name") or role)
     return ModelRef(
         name=name,
@@ -150,17 +150,17 @@ def _model_ref(role: Role, manifest: Manifest, prefix: str) -> ModelRef:
 
 def _measure(
     family: Family,
-    manifests: dict[Role, tuple[Manifest, str]],
-    models: dict[Role, ModelRef],
+    manifests: dict[ModelRole, tuple[Manifest, str]],
+    models: dict[ModelRole, ModelRef],
     sets: dict[str, HeldOut],
     store: ObjectStore,
     scratch: Path,
-) -> dict[str, dict[Role, tuple[ClipScore, ...]]]:
+) -> dict[str, dict[ModelRole, tuple[ClipScore, ...]]]:
     """Scores by set and role. Equal weights (a run that starts from production) count once."""
     from components.lib.cosmos.model_folder import download_model
 
-    scores: dict[str, dict[Role, tuple[ClipScore, ...]]] = {name: {} for name in sets}
-    done: dict[str, Role] = {}
+    scores: dict[str, dict[ModelRole, tuple[ClipScore, ...]]] = {name: {} for name in sets}
+    done: dict[str, ModelRole] = {}
     for role, (manifest, prefix) in manifests.items():
         twin = done.setdefault(models[role].digest, role)
         if twin != role:
@@ -173,7 +173,7 @@ def _measure(
     return scores
 
 
-def _part_old(scores: dict[str, dict[Role, tuple[ClipScore, ...]]], old: set[str]) -> None:
+def _part_old(scores: dict[str, dict[ModelRole, tuple[ClipScore, ...]]], old: set[str]) -> None:
     """Make the held-out clips of older video a set of its own, when both kinds are there."""
     held = scores[HELD_OUT]
     parts = {
@@ -189,7 +189,7 @@ def _part_old(scores: dict[str, dict[Role, tuple[ClipScore, ...]]], old: set[str
 
 def _notes(
     sets: dict[str, HeldOut],
-    scores: dict[str, dict[Role, tuple[ClipScore, ...]]],
+    scores: dict[str, dict[ModelRole, tuple[ClipScore, ...]]],
     *,
     only_old: bool,
 ) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from components.lib.cosmos.model_folder import download_model, load_tokenizer
 from components.lib.manifest import Manifest, load_manifest
 from components.lib.report import pictures, quality
 from components.lib.report.page import Picture
-from components.lib.report.scores import HELD_OUT, Better, ClipScore, Role
+from components.lib.report.scores import HELD_OUT, Better, ClipScore, ModelRole
 from components.lib.video.encode import write_mp4
 
 
@@ -28,7 +28,7 @@ class TokenizerFamily(Setting):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.measured: dict[Role, tokenizer.Measured] = {}
+        self.measured: dict[ModelRole, tokenizer.Measured] = {}
         self.compression = 0.0
         self.vgg, self.vgg_missing = self._load_vgg()
 
@@ -50,7 +50,7 @@ class TokenizerFamily(Setting):
         return tokenizer.FeatureDistance(folder, self.device)
 
     def measure(
-        self, role: Role, folder: Path, sets: Mapping[str, HeldOut]
+        self, role: ModelRole, folder: Path, sets: Mapping[str, HeldOut]
     ) -> dict[str, list[ClipScore]]:
         """See `Family`."""
         model = load_tokenizer(folder, device=self.device, dtype=self.dtype)
@@ -95,13 +95,13 @@ class TokenizerFamily(Setting):
 
     def _clips(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
-        roles: tuple[Role, ...] = ("base", "production", "candidate")
+        roles: tuple[ModelRole, ...] = ("base", "production", "candidate")
         for role in roles:
             for key, (original, made) in self._shown(role).items():
                 found.setdefault(key, {"original": original})[role] = made
         return found
 
-    def _shown(self, role: Role) -> dict[str, tuple[Any, Any]]:
+    def _shown(self, role: ModelRole) -> dict[str, tuple[Any, Any]]:
         return self.measured[role].shown if role in self.measured else {}
 
     def videos(self) -> list[tuple[str, Picture]]:
@@ -129,7 +129,7 @@ class TokenizerFamily(Setting):
                 }
         return values
 
-    def _codes(self, role: Role) -> quality.CodeUse | None:
+    def _codes(self, role: ModelRole) -> quality.CodeUse | None:
         return self.measured[role].codes if role in self.measured else None
 
     def rates(self) -> dict[str, float]:

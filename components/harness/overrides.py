@@ -115,11 +115,14 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def _check_trainer(overrides: Sequence[str]) -> None:
     """Which recipe they are for is not known here, so one of the two families must take them."""
-    from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
+    from components.lib.train.settings.config import (
+        DiffusionTrainingConfig,
+        TokenizerTrainingConfig,
+    )
     from components.lib.train.settings.overrides import apply_overrides, iter_fields
 
     refusals = []
-    for config in (DiffusionConfig(), TokenizerConfig()):
+    for config in (DiffusionTrainingConfig(), TokenizerTrainingConfig()):
         try:
             apply_overrides(config, overrides)
         except UserError as error:

@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
+from markupsafe import Markup
+
 from components.harness.run_notes import TaskNote, read_notes
 from components.lib.contract import Frozen, Progress, StageConfig
 from components.lib.manifest import Manifest, digest_json, load_manifest
 from components.lib.report import page
-from components.lib.report.page import Cell, Fragment, Mood, Tile
+from components.lib.report.page import Cell, Mood, Tile
 from components.lib.stage import Output, StageResult, StageSpec, execute
 from components.lib.store import ObjectStore
 
@@ -184,7 +186,7 @@ def html(title: str, found: RunSummary) -> bytes:
         sections=[
             page.section("Gate", *rules),
             page.section("Stages", page.table(["stage", "state", "started (UTC)", "s", ""], rows)),
-            page.section("Production", page.table(["", "value"], facts)) if facts else Fragment(""),
+            page.section("Production", page.table(["", "value"], facts)) if facts else Markup(""),
             page.section("Figures", page.table(["stage", "figure", "value"], figures)),
         ],
         charts=[],

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from components.latent_encoding.config import LatentEncodingConfig
 from components.latent_encoding.engine import Counts
-from components.lib.contract import Task, UserError
+from components.lib.contract import ProgressTask, UserError
 from components.lib.stage import Output
 from components.lib.store import ObjectStore
 
@@ -35,7 +35,7 @@ def run_on_devices(
     shards: Sequence[str],
     output: Output,
     model: Path,
-    task: Task,
+    task: ProgressTask,
 ) -> list[Counts]:
     """Make the shards named, every device its share. Raises UserError when a process fails."""
     children = []
@@ -79,7 +79,7 @@ def _start(job: Mapping[str, Any], store: ObjectStore) -> subprocess.Popen[str]:
 
 
 def _listen(
-    children: Sequence[subprocess.Popen[str]], devices: Sequence[str], task: Task
+    children: Sequence[subprocess.Popen[str]], devices: Sequence[str], task: ProgressTask
 ) -> list[Counts]:
     messages: SimpleQueue[_Message] = SimpleQueue()
     for position, child in enumerate(children):

@@ -100,7 +100,7 @@ class SkippedVideo:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EncodingPlan:
     """All shards, the videos that give no clip, and what validation rests on."""
 
     shards: tuple[ShardPlan, ...]
@@ -109,7 +109,7 @@ class Plan:
     validation: Literal["held-out", "same-video", "same-clip", "none"]
 
 
-def make_plan(records: Iterable[VideoRecord], settings: PlanSettings) -> Plan:
+def make_plan(records: Iterable[VideoRecord], settings: PlanSettings) -> EncodingPlan:
     """Choose clips for every usable record and lay them out in shards."""
     usable = sorted(
         (record for record in records if record.status == "ok"), key=lambda r: (r.sha256, r.uri)
@@ -133,7 +133,7 @@ def make_plan(records: Iterable[VideoRecord], settings: PlanSettings) -> Plan:
         members = [info for info in infos if info.split == split]
         shared = validation == "same-clip" and split == "validation"
         shards += plan_split(members, split, settings, mark="_held" if shared else "")
-    return Plan(
+    return EncodingPlan(
         shards=mark_previews(shards, settings.previews),
         skipped=tuple(skipped),
         videos=len(usable),

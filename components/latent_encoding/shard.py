@@ -34,7 +34,7 @@ from components.lib.stage import Output
 if TYPE_CHECKING:
     import torch
 
-Layout = Literal["shards", "guide"]
+FileLayout = Literal["shards", "guide"]
 FAILED_EXT = "failed"
 SEGMENTS = "segments/"
 
@@ -111,7 +111,7 @@ class OpenShard:
             self.segments += 1
         self.saved = self.stored | set(self.failed)
 
-    def finish(self, layout: Layout, embeddings: dict[str, torch.Tensor]) -> None:
+    def finish(self, layout: FileLayout, embeddings: dict[str, torch.Tensor]) -> None:
         """Upload the shard and its index, then drop segments and scratch files."""
         guide = layout == "guide"
         names = self._upload_guide(embeddings) if guide else self._upload_tar()

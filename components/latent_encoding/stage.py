@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from components.latent_encoding.config import SPEC, LatentEncodingConfig
-from components.latent_encoding.plan import Plan, PlanSettings, ShardPlan, make_plan
+from components.latent_encoding.plan import EncodingPlan, PlanSettings, ShardPlan, make_plan
 from components.latent_encoding.shard import drop_segments, finished_files
 from components.latent_encoding.summary import describe, load_results
-from components.lib.contract import Progress, Task, UserError
+from components.lib.contract import Progress, ProgressTask, UserError
 from components.lib.cosmos.tokenizer.config import TokenizerConfig
 from components.lib.device import pick_devices, pick_dtype
 from components.lib.manifest import Manifest, canonical_json, digest_json, load_manifest
@@ -36,7 +36,7 @@ class Prepared:
 
     inputs: dict[str, Manifest]
     records: dict[str, VideoRecord]
-    plan: Plan
+    plan: EncodingPlan
 
 
 def run(config: LatentEncodingConfig, store: ObjectStore, progress: Progress) -> StageResult:
@@ -137,7 +137,7 @@ def _encode(
     prepared: Prepared,
     shards: Sequence[ShardPlan],
     output: Output,
-    task: Task,
+    task: ProgressTask,
 ) -> list[Counts]:
     from components.latent_encoding.devices import run_on_devices
     from components.latent_encoding.engine import make_shards
@@ -212,7 +212,7 @@ def tokenizer_config(checkpoint: Manifest, store: ObjectStore) -> TokenizerConfi
     return TokenizerConfig.model_validate(data["config"])
 
 
-def check_prompts(inputs: dict[str, Manifest], plan: Plan) -> None:
+def check_prompts(inputs: dict[str, Manifest], plan: EncodingPlan) -> None:
     """Raise UserError unless every clip's text can be stored beside it, as the guide's layout has
     it."""
     if "prompts" not in inputs:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from components.lib.contract import Progress, Task
+from components.lib.contract import Progress, ProgressTask
 
 TTY_VARIABLE = "COSMOS_PROGRESS_TTY"
 log = logging.getLogger("cosmos")
@@ -59,7 +59,7 @@ class LineProgress:
         log.info("%s", message)
 
     @contextmanager
-    def task(self, what: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+    def task(self, what: str, total: float | None = None, unit: str = "") -> Iterator[ProgressTask]:
         task = _LineTask(what, total, unit, self.every_s)
         yield task
         task.say()
@@ -81,7 +81,7 @@ class BarProgress(LineProgress):
         self.terminal = terminal
 
     @contextmanager
-    def task(self, what: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+    def task(self, what: str, total: float | None = None, unit: str = "") -> Iterator[ProgressTask]:
         from rich.console import Console
         from rich.progress import (
             BarColumn,

@@ -20,7 +20,7 @@ from components.tar_sharding.config import TarShardingConfig
 
 
 @dataclass
-class Found:
+class SceneSearch:
     """Scenes by sha256, and {"uri", "reason"} of the videos that could not be looked through."""
 
     scenes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
@@ -34,9 +34,9 @@ def look_for_scenes(
     pool: DecodingPool,
     workers: int,
     progress: Progress,
-) -> Found:
+) -> SceneSearch:
     """Look through every video once."""
-    found = Found()
+    found = SceneSearch()
 
     def look(record: VideoRecord) -> dict[str, object]:
         name = f"scenes/{record.sha256}.json"

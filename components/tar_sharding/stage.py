@@ -22,7 +22,7 @@ from components.tar_sharding.config import SPEC, TarShardingConfig
 if TYPE_CHECKING:
     from components.lib.store import ObjectStore
     from components.lib.video.isolated import DecodingPool
-    from components.tar_sharding.plan import Plan
+    from components.tar_sharding.plan import ShardingPlan
     from components.tar_sharding.shard import Made
 
 
@@ -43,13 +43,13 @@ def _work(config: TarShardingConfig, videos: Manifest, output: Output, progress:
     from components.lib.video.isolated import DecodingPool
     from components.lib.video.records import read_records
     from components.tar_sharding.plan import make_plan
-    from components.tar_sharding.scenes import Found, look_for_scenes
+    from components.tar_sharding.scenes import SceneSearch, look_for_scenes
 
     started = time.monotonic()
     workers = config.workers or len(os.sched_getaffinity(0))
     with DecodingPool(workers, file_bytes=1 << 40) as pool:
         records = [r for r in read_records(videos, output.store) if r.status == "ok"]
-        found = Found()
+        found = SceneSearch()
         if config.scenes:
             found = look_for_scenes(config, records, output, pool, workers, progress)
             output.timing["scene_seconds"] = time.monotonic() - started
@@ -72,7 +72,7 @@ def _work(config: TarShardingConfig, videos: Manifest, output: Output, progress:
 
 def _make(
     config: TarShardingConfig,
-    plan: Plan,
+    plan: ShardingPlan,
     output: Output,
     pool: DecodingPool,
     workers: int,
@@ -99,7 +99,7 @@ def _make(
 
 
 def _nothing_to_pack(
-    config: TarShardingConfig, videos: Manifest, plan: Plan, lost: list[dict[str, str]]
+    config: TarShardingConfig, videos: Manifest, plan: ShardingPlan, lost: list[dict[str, str]]
 ) -> str:
     if lost:
         return f"No video of {videos.uri} is usable; first {lost[0]['uri']}: {lost[0]['reason']}."
@@ -115,7 +115,7 @@ def _nothing_to_pack(
 def _check(
     config: TarShardingConfig,
     videos: Manifest,
-    plan: Plan,
+    plan: ShardingPlan,
     made: list[Made],
     lost: list[dict[str, str]],
 ) -> None:
@@ -147,7 +147,7 @@ def _write_index(output: Output, made: list[Made]) -> None:
 
 
 def _summarise(
-    output: Output, plan: Plan, made: list[Made], lost: list[dict[str, str]], seconds: float
+    output: Output, plan: ShardingPlan, made: list[Made], lost: list[dict[str, str]], seconds: float
 ) -> None:
     samples = sum(one.samples for one in made)
     size = sum(one.bytes for one in made)

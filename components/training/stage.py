@@ -21,7 +21,7 @@ from components.lib.manifest import MANIFEST_NAME, FileEntry, Manifest
 from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
 from components.lib.train.settings.auto_layout import GUIDE_TP
-from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
 from components.lib.train.settings.overrides import apply_overrides
 from components.lib.train.settings.recipes import recipe
 from components.training.config import SPEC, TrainingConfig
@@ -83,7 +83,7 @@ def trainer_overrides(
         return inputs[name].uri + MANIFEST_NAME
 
     decided = [f"data.path={uri('data')}", f"log.store_uri={output.uri}"]
-    if isinstance(recipe(config.factory), DiffusionConfig):
+    if isinstance(recipe(config.factory), DiffusionTrainingConfig):
         decided.append(f"resume.restore_config.path={uri('checkpoint')}")
         if "prompts" in inputs:
             decided.append(f"data.prompts={uri('prompts')}")
@@ -98,7 +98,7 @@ def launch_request(
     config: TrainingConfig,
     output: Output,
     settings: list[str],
-    resolved: DiffusionConfig | TokenizerConfig,
+    resolved: DiffusionTrainingConfig | TokenizerTrainingConfig,
 ) -> LaunchRequest:
     """What the launcher is asked for."""
     local = config.launcher == "process"

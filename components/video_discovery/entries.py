@@ -20,7 +20,7 @@ class Entry:
     version: str
 
 
-class Source(Protocol):
+class VideoSource(Protocol):
     """What discovery needs of a place that holds videos."""
 
     name: str

@@ -16,13 +16,13 @@ from pathlib import Path, PurePosixPath
 from components.lib.contract import UserError
 from components.lib.store import ObjectInfo, ObjectStore
 from components.lib.video.container import VIDEO_SUFFIXES
-from components.video_discovery.entries import MAX_SIDECAR_BYTES, Entry, Source, order_key
+from components.video_discovery.entries import MAX_SIDECAR_BYTES, Entry, VideoSource, order_key
 from components.video_discovery.hub import HubSource
 
 SIDECAR_SUFFIXES = (".json", ".txt")
 
 
-def open_source(source: str, store: ObjectStore, storage_root: str) -> Source:
+def open_source(source: str, store: ObjectStore, storage_root: str) -> VideoSource:
     """The source that a config names. Raises UserError when it cannot be one."""
     if source.startswith("s3://"):
         return BucketSource(source, store)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from components.lib.contract import UserError
 from components.lib.cosmos.describe import Clip, describe, find_model, render
-from components.lib.cosmos.flops import Layout
+from components.lib.cosmos.flops import EstimatedLayout
 from components.lib.cosmos.shapes import state_shapes
 
 
@@ -48,7 +48,7 @@ def command(
     Example: cosmos-pipelines describe 7B --gpus 8 --tp 8 --sequence-parallel
     """
     try:
-        layout = Layout(
+        layout = EstimatedLayout(
             gpus=gpus, tp=tp, sequence_parallel=sequence_parallel, checkpointing=checkpointing.value
         )
     except ValidationError as error:

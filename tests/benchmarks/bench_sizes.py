@@ -14,7 +14,7 @@ import numpy as np
 from components.lib.cosmos.dit.config import DIT_PRESETS
 from components.lib.cosmos.flops import dit_forward_flops
 from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
-from components.lib.train.data.sampler import SampleOrder
+from components.lib.train.data.sampler import Sampler
 from components.lib.train.settings.config import DiffusionData
 
 Row = tuple[str, float, float, float]
@@ -44,7 +44,7 @@ def useful(ranks: int, run: int) -> float:
         tokens = math.prod(CONFIG.grid(*latent[1:]))
         work.append(dit_forward_flops(CONFIG, tokens))
     sizes = [shard % len(CLIPS) for shard in range(SHARDS)]
-    order = SampleOrder([SAMPLES] * SHARDS, seed=1, window=8, shuffle=True, sizes=sizes, run=run)
+    order = Sampler([SAMPLES] * SHARDS, seed=1, window=8, shuffle=True, sizes=sizes, run=run)
     steps = order.total // ranks
     dealt = np.array([work[sizes[order.at(n)[0]]] for n in range(steps * ranks)], dtype=float)
     dealt = dealt.reshape(steps, ranks)

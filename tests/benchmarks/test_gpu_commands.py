@@ -153,9 +153,9 @@ def test_copies_beside_training_on_a_gpu_hold_what_was_there() -> None:
     weight = torch.randn(1 << 26, device="cuda")
     expected = weight.cpu()
     copies.begin()
-    taken = copies.take("w", weight)
+    taken = copies.copy_out("w", weight)
     copies.end()
-    copies.hold_back()
+    copies.fence()
     weight.zero_()  # as the optimizer would: queued behind the copy
     copies.wait()
     assert torch.equal(taken, expected)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.diffusion import fixed_noise, patch_vectors, sigma_grid
+from components.evaluation.diffusion import fixed_noise, noise_grid, patch_vectors
 from components.evaluation.held_out import LatentClip
 from components.evaluation.stage import run
 from components.lib.contract import UserError
@@ -35,7 +35,7 @@ def config(inputs: Any, storage_root: Any, **changes: Any) -> Any:
 
 def test_sigma_grid_stands_for_the_training_distribution() -> None:
     """Medians of equal parts of ln sigma ~ N(0, 1): symmetric around 1, known quantiles."""
-    grid = sigma_grid(4, 1, 0).sigmas
+    grid = noise_grid(4, 1, 0).sigmas
     assert np.allclose(np.log(grid), [-1.15035, -0.31864, 0.31864, 1.15035], atol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_loss_is_the_published_one_on_fixed_noise(
                 clip_height=1, clip_width=1, resize="crop",
             )  # fmt: skip
             losses = []
-            for level, sigma in enumerate(sigma_grid(3, 1, 0).sigmas):
+            for level, sigma in enumerate(noise_grid(3, 1, 0).sigmas):
                 noise = fixed_noise(LatentClip("", latent, info), level, 0, 0)
                 x0 = 0.5 * latent
                 x = x0 + sigma * noise

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.latent_encoding.plan import MAX_GAP, Plan, PlanSettings, make_plan
+from components.latent_encoding.plan import MAX_GAP, EncodingPlan, PlanSettings, make_plan
 from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 from components.lib.video.records import VideoRecord
 
@@ -50,7 +50,7 @@ def settings_of(**changes: Any) -> PlanSettings:
     return PlanSettings(**values)
 
 
-def keys(plan: Plan) -> list[tuple[str, str]]:
+def keys(plan: EncodingPlan) -> list[tuple[str, str]]:
     return [(shard.name, clip.key) for shard in plan.shards for clip in shard.clips]
 
 

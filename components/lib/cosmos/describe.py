@@ -14,7 +14,7 @@ from typing import Any
 from components.lib.contract import Frozen, UserError
 from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
 from components.lib.cosmos.flops import (
-    Layout,
+    EstimatedLayout,
     dit_attention_flops,
     dit_forward_flops,
     dit_memory,
@@ -78,14 +78,17 @@ def _from_folder(folder: Path) -> tuple[str, ModelSettings]:
 
 
 def describe(
-    name: str, settings: ModelSettings, clip: Clip | None = None, layout: Layout | None = None
+    name: str,
+    settings: ModelSettings,
+    clip: Clip | None = None,
+    layout: EstimatedLayout | None = None,
 ) -> dict[str, Any]:
     """JSON values: the field ``parameters`` and all that follows from the settings.
 
     Operations count a multiply-add as two; memory is in bytes per GPU. UserError when the model
     cannot take the clip.
     """
-    clip, layout = clip or Clip(), layout or Layout()
+    clip, layout = clip or Clip(), layout or EstimatedLayout()
     parameters = parameter_count(settings)
     general = {
         "name": name,
@@ -101,7 +104,7 @@ def describe(
     return general | _describe_tokenizer(settings, clip)
 
 
-def _describe_dit(config: DiTConfig, clip: Clip, layout: Layout) -> dict[str, Any]:
+def _describe_dit(config: DiTConfig, clip: Clip, layout: EstimatedLayout) -> dict[str, Any]:
     tokenizer = TOKENIZER_PRESETS["CV8x8x8"]
     tokenizer.check_clip(**clip.model_dump())
     _, frames, height, width = tokenizer.latent_shape(**clip.model_dump())

@@ -33,7 +33,7 @@ _ATTENTION_OUTPUTS = {"full": 0.0, "selective": 1.0, "light": 1.0, "none": 2.0}
 WORKING = 8.0
 
 
-class Layout(Frozen):
+class EstimatedLayout(Frozen):
     """How training is spread: tensor parallel inside ``gpus``, the rest shards the state."""
 
     gpus: PositiveInt = 1
@@ -43,7 +43,7 @@ class Layout(Frozen):
     batch_per_group: PositiveInt = Field(default=1, description="Samples per tensor-parallel group")
 
     @model_validator(mode="after")
-    def _divides(self) -> Layout:
+    def _divides(self) -> EstimatedLayout:
         if self.gpus % self.tp:
             raise ValueError(f"{self.gpus} GPUs do not divide into groups of {self.tp}")
         return self
@@ -74,7 +74,7 @@ def dit_attention_flops(config: DiTConfig, tokens: int) -> int:
     return config.layers * 4 * tokens**2 * config.hidden
 
 
-def dit_memory(config: DiTConfig, tokens: int, layout: Layout) -> Memory:
+def dit_memory(config: DiTConfig, tokens: int, layout: EstimatedLayout) -> Memory:
     """Memory per GPU while training."""
     total = parameter_count(config)
     block = sum(parameter.numel() for parameter in meta_dit(config).blocks["block0"].parameters())

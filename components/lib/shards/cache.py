@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from components.lib.contract import Frozen, UserError
 from components.lib.store import ObjectStore
@@ -90,11 +89,11 @@ class ShardCache:
 
     def _make_room(self) -> None:
         entries = sorted(self._entries())
-        held = sum(size for _, size, _ in entries)
-        while entries and held > self.max_bytes:
+        total = sum(size for _, size, _ in entries)
+        while entries and total > self.max_bytes:
             _, size, path = entries.pop(0)
             path.unlink(missing_ok=True)
-            held -= size
+            total -= size
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         for path in self.folder.iterdir():
@@ -113,39 +112,3 @@ class ShardCache:
         with (self.folder / f"{number:02d}.lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
-
-
-class TarIndex:
-    """Random access to the samples of a local tar: key and (offset, size) of each part."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
-        last = None
-        try:
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    if not member.isfile():
-                        continue
-                    key, _, extension = member.name.partition(".")
-                    if key != last:
-                        self.samples.append((key, {}))
-                        last = key
-                    self.samples[-1][1][extension] = (member.offset_data, member.size)
-        except tarfile.TarError as error:
-            raise UserError(f"{path} is not a readable tar: {error}.") from error
-
-    def size(self, index: int) -> int:
-        """Bytes of all parts of sample ``index``."""
-        return sum(size for _, size in self.samples[index][1].values())
-
-    def read(self, index: int) -> tuple[str, dict[str, bytes]]:
-        """(key, extension -> bytes) of sample ``index``."""
-        key, spans = self.samples[index]
-        with self.path.open("rb") as stream:
-            return key, {name: _read_span(stream, *span) for name, span in spans.items()}
-
-
-def _read_span(stream: Any, offset: int, size: int) -> bytes:
-    stream.seek(offset)
-    return stream.read(size)

@@ -2,7 +2,7 @@
 
 All answer the same two questions: how many samples does each shard of a split hold, and what
 are the bytes of sample i of shard s. Reading is random access on local copies (`cache`), so the
-order is free (`order`).
+order is the sampler's choice.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from components.lib.contract import UserError
-from components.lib.manifest import MANIFEST_NAME, Manifest, load_manifest
-from components.lib.shards.cache import ShardCache, ShardRef, TarIndex
+from components.lib.manifest import Manifest, load_manifest, reference
+from components.lib.shards.cache import ShardCache, ShardRef
+from components.lib.shards.tar import IndexedShard
 from components.lib.store import ObjectStore
 
 Split = Literal["train", "validation"]
@@ -44,7 +45,7 @@ class ShardSource:
         self,
         shards: list[ShardRef],
         cache: ShardCache,
-        indexes: Mapping[Path, TarIndex] | None = None,
+        indexes: Mapping[Path, IndexedShard] | None = None,
     ) -> None:
         """``indexes``: of local tars that have been read already, which takes seconds for many."""
         self.cache = cache
@@ -89,10 +90,10 @@ class ShardSource:
 
         return self.cache.use(ref, read)
 
-    def _index(self, path: Path) -> TarIndex:
+    def _index(self, path: Path) -> IndexedShard:
         with self._guard:
             if path not in self._indexes:
-                self._indexes[path] = TarIndex(path)
+                self._indexes[path] = IndexedShard(path)
             return self._indexes[path]
 
 
@@ -141,6 +142,13 @@ class GuideSource:
         return files[f"{number}.{LATENT}"].uri.removesuffix(f".{LATENT}"), parts
 
 
+def held_out_samples(source: SampleSource) -> tuple[Split, list[tuple[int, int]]]:
+    """The split that validation reads (training if none is held out) and its samples, in order."""
+    split: Split = "validation" if sum(source.counts("validation")) else "train"
+    counts = source.counts(split)
+    return split, [(shard, index) for shard, count in enumerate(counts) for index in range(count)]
+
+
 def open_source(
     path: str, store: ObjectStore | None, *, cache_dir: Path, max_bytes: int
 ) -> tuple[SampleSource, Manifest | None]:
@@ -160,7 +168,7 @@ def open_source(
     if guide := _guide_folder(local):
         source = GuideSource(guide, cache)
     else:
-        indexes = {tar: TarIndex(tar) for tar in sorted(local.glob("*.tar"))}
+        indexes = {tar: IndexedShard(tar) for tar in sorted(local.glob("*.tar"))}
         source = ShardSource(_shards_of(indexes), cache, indexes)
     if not source.counts("train"):
         raise UserError(f"{path} holds neither tar shards nor the guide's .pth files.")
@@ -172,7 +180,7 @@ def _from_manifest(
 ) -> tuple[SampleSource, Manifest]:
     if store is None:
         raise UserError(f"{path} cannot be read: set AWS_ENDPOINT_URL and the AWS keys.")
-    ref = path if path.endswith(".json") else path.rstrip("/") + "/" + MANIFEST_NAME
+    ref = reference(path)
     manifest = load_manifest(ref, store)
     if manifest.kind not in ("latent-dataset", "tokenizer-dataset"):
         raise UserError(f"{ref} is a {manifest.kind} manifest; data.path needs a data set.")
@@ -199,8 +207,8 @@ def _from_manifest(
 def largest_latent(manifest: Manifest | None) -> tuple[int, ...] | None:
     """[C, T, H, W] of the largest latent of a data set; None where no manifest tells."""
     shapes = manifest.summary.get("shapes", []) if manifest is not None else []
-    found = [tuple(int(size) for size in shape["latent_shape"]) for shape in shapes]
-    return max(found, key=math.prod, default=None)
+    latents = [tuple(int(size) for size in shape["latent_shape"]) for shape in shapes]
+    return max(latents, key=math.prod, default=None)
 
 
 def _guide_folder(folder: Path) -> dict[Split, dict[str, ShardRef]]:
@@ -210,36 +218,36 @@ def _guide_folder(folder: Path) -> dict[Split, dict[str, ShardRef]]:
         ("train", folder / "train"),
         ("validation", folder / "validation"),
     ]
-    found: dict[Split, dict[str, ShardRef]] = {}
+    files: dict[Split, dict[str, ShardRef]] = {}
     for split, place in places:
         if any(place.glob("*.video_latent.pth")):
-            found.setdefault(split, {}).update(
+            files.setdefault(split, {}).update(
                 {
                     path.name: ShardRef(name=path.name, uri=str(path), samples=1, split=split)
                     for path in place.iterdir()
                 }
             )
-    return found
+    return files
 
 
 def guide_files(manifest: Manifest) -> dict[Split, dict[str, ShardRef]]:
     """The guide's files that latent_encoding wrote with ``layout=guide``; or nothing."""
-    found: dict[Split, dict[str, ShardRef]] = {}
+    files: dict[Split, dict[str, ShardRef]] = {}
     for entry in manifest.files:
         folder, _, name = entry.path.rpartition("/")
         if folder in ("train", "validation"):
             split: Split = "train" if folder == "train" else "validation"
-            found.setdefault(split, {})[name] = ShardRef(
+            files.setdefault(split, {})[name] = ShardRef(
                 name=entry.path,
                 uri=manifest.file_uri(entry.path),
                 samples=1,
                 split=split,
                 sha256=entry.sha256,
             )
-    return found if found.get("train") else {}
+    return files if files.get("train") else {}
 
 
-def _shards_of(indexes: Mapping[Path, TarIndex]) -> list[ShardRef]:
+def _shards_of(indexes: Mapping[Path, IndexedShard]) -> list[ShardRef]:
     return [
         ShardRef(
             name=path.name,

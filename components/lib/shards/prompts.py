@@ -13,7 +13,7 @@ from threading import Lock
 import torch
 
 from components.lib.contract import UserError
-from components.lib.manifest import Manifest, load_manifest
+from components.lib.manifest import Manifest, load_manifest, reference
 from components.lib.store import ObjectStore
 
 KEPT = 1024
@@ -24,19 +24,19 @@ class PromptSource:
 
     def __init__(self, manifest: Manifest | None, folder: Path | None, store: ObjectStore | None):
         self.manifest, self.folder, self.store = manifest, folder, store
-        self._held: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._embeddings: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = Lock()
 
     def embedding(self, prompt_sha256: str) -> torch.Tensor:
         """[512, D] bf16. Raises UserError when the prompt has no embedding."""
         with self._lock:
-            if prompt_sha256 in self._held:
-                self._held.move_to_end(prompt_sha256)
-                return self._held[prompt_sha256]
+            if prompt_sha256 in self._embeddings:
+                self._embeddings.move_to_end(prompt_sha256)
+                return self._embeddings[prompt_sha256]
             value = self._load(f"prompts/{prompt_sha256}.safetensors")
-            self._held[prompt_sha256] = value
-            if len(self._held) > KEPT:
-                self._held.popitem(last=False)
+            self._embeddings[prompt_sha256] = value
+            if len(self._embeddings) > KEPT:
+                self._embeddings.popitem(last=False)
             return value
 
     def _load(self, path: str) -> torch.Tensor:
@@ -63,8 +63,7 @@ def open_prompts(path: str, store: ObjectStore | None) -> PromptSource:
         return PromptSource(None, Path(path), store)
     if store is None:
         raise UserError(f"data.prompts={path} cannot be read: no object store is set up.")
-    ref = path if path.endswith(".json") else path.rstrip("/") + "/manifest.json"
-    manifest = load_manifest(ref, store)
+    manifest = load_manifest(reference(path), store)
     if manifest.kind != "prompt-embeddings":
         raise UserError(f"data.prompts={path} is a {manifest.kind} manifest.")
     return PromptSource(manifest, None, store)

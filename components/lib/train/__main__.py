@@ -18,7 +18,7 @@ from types import FrameType
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
 from components.lib.train import EXIT_RESUME
-from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
 from components.lib.train.settings.overrides import apply_overrides, describe
 from components.lib.train.settings.recipes import FACTORIES, recipe
 
@@ -59,7 +59,7 @@ def _stop_before_start(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_RESUME)
 
 
-def parse(arguments: Sequence[str]) -> DiffusionConfig | TokenizerConfig | None:
+def parse(arguments: Sequence[str]) -> DiffusionTrainingConfig | TokenizerTrainingConfig | None:
     """The resolved config, or None when help was printed. Raises UserError."""
     parser = argparse.ArgumentParser("components.lib.train", add_help=False)
     parser.add_argument("--help", "-h", action="store_true")
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> DiffusionConfig | TokenizerConfig | None:
     return config
 
 
-def _help(factory: str, config: DiffusionConfig | TokenizerConfig) -> str:
+def _help(factory: str, config: DiffusionTrainingConfig | TokenizerTrainingConfig) -> str:
     names = "\n".join(
         f"  {name}\n      {(function.__doc__ or '').splitlines()[0]}"
         for name, function in FACTORIES.items()

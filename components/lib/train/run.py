@@ -12,10 +12,10 @@ from components.lib.contract import UserError
 from components.lib.cosmos.compiler import has_compiler
 from components.lib.train import EXIT_RESUME
 from components.lib.train.loggers import Sink
-from components.lib.train.parallel.layout import Layout, start_processes, stop_processes
+from components.lib.train.parallel.layout import ParallelLayout, start_processes, stop_processes
 from components.lib.train.session import Preempted, Session
 from components.lib.train.settings.auto_layout import describe_choices, resolve_layout
-from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
+from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
 from components.lib.train.setup import build_engine, open_store
 
 
@@ -34,7 +34,9 @@ class Loop(Protocol):
 log = logging.getLogger("cosmos.train")
 
 
-def make_loop(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> Loop:
+def make_loop(
+    config: DiffusionTrainingConfig | TokenizerTrainingConfig, layout: ParallelLayout
+) -> Loop:
     """The loop that ``trainer.engine`` names. Lightning and NeMo are imported only if wanted."""
     if config.trainer.engine == "lightning":
         from components.lib.train.loop_lightning import LightningLoop
@@ -45,7 +47,7 @@ def make_loop(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> Loop
     return PlainLoop(config, layout)
 
 
-def train(config: DiffusionConfig | TokenizerConfig) -> int:
+def train(config: DiffusionTrainingConfig | TokenizerTrainingConfig) -> int:
     """Train and export. Returns the exit code: 0, or EXIT_RESUME after SIGTERM.
 
     Raises UserError, also when a GPU's memory does not suffice.
@@ -53,7 +55,9 @@ def train(config: DiffusionConfig | TokenizerConfig) -> int:
     # FSDP2 warns that the DiT returns a view; nothing here changes an output in place.
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     config = resolve_layout(config)
-    layout = start_processes(config.trainer, model_parallel=isinstance(config, DiffusionConfig))
+    layout = start_processes(
+        config.trainer, model_parallel=isinstance(config, DiffusionTrainingConfig)
+    )
     try:
         code = _train(config, layout)
     except torch.OutOfMemoryError as error:
@@ -63,7 +67,9 @@ def train(config: DiffusionConfig | TokenizerConfig) -> int:
     return code
 
 
-def _train(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> int:
+def _train(
+    config: DiffusionTrainingConfig | TokenizerTrainingConfig, layout: ParallelLayout
+) -> int:
     if config.trainer.compile and not has_compiler(layout.device.type):
         raise UserError(
             "trainer.compile=true needs Python's headers and a C compiler (gcc, or what CC names; "
@@ -91,13 +97,17 @@ def _train(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> int:
     return 0
 
 
-def memory_advice(config: DiffusionConfig | TokenizerConfig, layout: Layout, allocator: str) -> str:
+def memory_advice(
+    config: DiffusionTrainingConfig | TokenizerTrainingConfig,
+    layout: ParallelLayout,
+    allocator: str,
+) -> str:
     """What to change when memory has run out, the cheapest first. ``allocator``: its message."""
     trainer, data = config.trainer, config.data
     advice = []
     if data.micro_batch_size > 1:
         advice.append(f"data.micro_batch_size=1 (now {data.micro_batch_size})")
-    if isinstance(config, DiffusionConfig):
+    if isinstance(config, DiffusionTrainingConfig):
         if trainer.recompute == "auto":
             advice.append(f"trainer.recompute_memory below {trainer.recompute_memory:g}")
         if trainer.recompute != "full":

@@ -23,7 +23,12 @@ from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
 from components.lib.store import ObjectStore
 from components.lib.train.checkpoint.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
-from components.lib.train.checkpoint.storage import FolderManifest, LocalPlace, Place, StorePlace
+from components.lib.train.checkpoint.storage import (
+    FolderManifest,
+    FolderStorage,
+    ObjectStorage,
+    Storage,
+)
 from components.lib.train.engine import Engine
 from components.lib.train.loggers import MetricsLog, Sink
 from components.lib.train.parallel.weights import gather_weights
@@ -50,12 +55,12 @@ class Session:
     ) -> None:
         self.config, self.engine, self.layout = config, engine, engine.layout
         self.log_dir = Path(config.log.log_dir)
-        self.place: Place = LocalPlace(self.log_dir / "run")
+        self.storage: Storage = FolderStorage(self.log_dir / "run")
         if config.log.store_uri:
             assert store is not None
-            self.place = StorePlace(store, config.log.store_uri)
+            self.storage = ObjectStorage(store, config.log.store_uri)
         self.checkpoints = Checkpoints(
-            self.place, self.layout, config.log.ckpt, self.log_dir / "checkpoints"
+            self.storage, self.layout, config.log.ckpt, self.log_dir / "checkpoints"
         )
         self.settings = {
             "config": config.model_dump(mode="json"),
@@ -84,7 +89,7 @@ class Session:
         """Resume if there is something to resume, then begin to read data."""
         signal.signal(signal.SIGTERM, self.on_sigterm)
         if self.layout.is_main:
-            self.place.put_text(SETTINGS, json.dumps(self.settings, indent=1))
+            self.storage.put_text(SETTINGS, json.dumps(self.settings, indent=1))
         if self.config.resume.resume_if_exists:
             self._resume()
         self._first_step = self.engine.step
@@ -126,10 +131,10 @@ class Session:
             dist.barrier(group=self._control)
             return
         assert self.metrics is not None
-        files.append(self.place.put_text(METRICS, self.metrics.text()))
-        files.append(self.place.put_text(SETTINGS, json.dumps(self.settings, indent=1)))
+        files.append(self.storage.put_text(METRICS, self.metrics.text()))
+        files.append(self.storage.put_text(SETTINGS, json.dumps(self.settings, indent=1)))
         for path in sorted((self.log_dir / "logs").glob("events.out.tfevents.*")):
-            files.append(self.place.put(path, f"tensorboard/{path.name}"))
+            files.append(self.storage.put(path, f"tensorboard/{path.name}"))
         result = {
             "files": [entry.model_dump(mode="json") for entry in files],
             "steps": self.engine.step,
@@ -138,7 +143,7 @@ class Session:
             "run": self.settings["run"],
             "seconds": time.monotonic() - self._began,
         }
-        self.place.put_text(RESULT, json.dumps(result, indent=1))
+        self.storage.put_text(RESULT, json.dumps(result, indent=1))
         dist.barrier(group=self._control)
 
     def _resume(self) -> None:
@@ -216,7 +221,7 @@ class Session:
         self.engine.reshard()
         self._validated = (step, values["loss"])
         for path in sorted(pictures.glob("*.png")) if local_rank() == 0 else []:
-            self.place.put(path, f"pictures/step-{step:08d}/{path.name}")
+            self.storage.put(path, f"pictures/step-{step:08d}/{path.name}")
         if self.metrics is not None:
             self.metrics.write(step, "validation", values)
             shown = ", ".join(
@@ -254,7 +259,7 @@ class Session:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
         # config.json makes the folder a model, so it goes last.
         paths.sort(key=lambda path: path.name == "config.json")
-        return [self.place.put(path, f"{name}/{path.name}") for path in paths]
+        return [self.storage.put(path, f"{name}/{path.name}") for path in paths]
 
     def on_sigterm(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: stop after this step."""

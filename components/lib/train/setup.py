@@ -12,16 +12,16 @@ import torch
 import torch.distributed as dist
 
 from components.lib.contract import UserError
-from components.lib.manifest import Manifest, load_manifest
+from components.lib.manifest import Manifest, load_manifest, reference
 from components.lib.shards.dataset import largest_latent, open_source
 from components.lib.store import ObjectStore
 from components.lib.train.engine import Engine
-from components.lib.train.parallel.layout import Layout, shard_model
+from components.lib.train.parallel.layout import ParallelLayout, shard_model
 from components.lib.train.parallel.weights import load_shards
-from components.lib.train.settings.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.tasks.task import Task
+from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+from components.lib.train.tasks.task import TrainingTask
 
-AnyConfig = DiffusionConfig | TokenizerConfig
+AnyConfig = DiffusionTrainingConfig | TokenizerTrainingConfig
 
 
 def open_store(config: AnyConfig) -> ObjectStore | None:
@@ -34,7 +34,7 @@ def open_store(config: AnyConfig) -> ObjectStore | None:
 
 def start_path(config: AnyConfig) -> str:
     """Where the starting weights are, or an empty string."""
-    if isinstance(config, TokenizerConfig) and config.model.jit_ckpt_pth:
+    if isinstance(config, TokenizerTrainingConfig) and config.model.jit_ckpt_pth:
         return config.model.jit_ckpt_pth
     return config.resume.restore_config.path
 
@@ -44,7 +44,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -> Engine:
+def build_engine(config: AnyConfig, layout: ParallelLayout, store: ObjectStore | None) -> Engine:
     """Engine with starting weights, before any resume."""
     log_dir = Path(config.log.log_dir)
     start = fetch_model(start_path(config), store, log_dir / "start")
@@ -52,8 +52,8 @@ def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -
     source, manifest = open_source(
         config.data.path, store, cache_dir=cache, max_bytes=int(config.data.cache_gib * 2**30)
     )
-    task: Task
-    if isinstance(config, DiffusionConfig):
+    task: TrainingTask
+    if isinstance(config, DiffusionTrainingConfig):
         from components.lib.shards.prompts import open_prompts
         from components.lib.train.tasks.diffusion import DiffusionTask
 
@@ -85,7 +85,7 @@ def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -
 
 
 def _flow_network(
-    config: TokenizerConfig, store: ObjectStore | None, layout: Layout
+    config: TokenizerTrainingConfig, store: ObjectStore | None, layout: ParallelLayout
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     path = config.model.flow_path
     if path.startswith("s3://"):
@@ -115,8 +115,7 @@ def fetch_model(path: str, store: ObjectStore | None, folder: Path) -> Path | No
         raise UserError(f"{path} is not a folder, and no object store is set up to read it from.")
     from components.lib.cosmos.model_folder import download_model
 
-    ref = path if path.endswith(".json") else path.rstrip("/") + "/manifest.json"
-    manifest = load_manifest(ref, store)
+    manifest = load_manifest(reference(path), store)
     target = folder / manifest.content[:16]
     if local_rank() == 0 and not _complete(target, manifest):
         download_model(manifest, store, target)
@@ -155,8 +154,8 @@ def versions() -> dict[str, str]:
     """What the run was made with, for the settings file. A plain loop needs not all of it."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"cuda": torch.version.cuda or "none"}
+    versions_of = {"cuda": torch.version.cuda or "none"}
     for name in ("torch", "megatron-core", "lightning", "nemo-toolkit", "diffusers"):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions_of[name] = version(name)
+    return versions_of

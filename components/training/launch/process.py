@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from components.lib.contract import Progress, Task, UserError
+from components.lib.contract import Progress, ProgressTask, UserError
 from components.lib.logs import LINE_MARK
 from components.training.launch.follow import parse_progress
 from components.training.launch.interface import LaunchRequest
@@ -110,7 +110,7 @@ def _follow(process: subprocess.Popen[str], tail: deque[str], progress: Progress
     assert process.stdout is not None
     done = 0
     with contextlib.ExitStack() as stack:
-        task: Task | None = None
+        task: ProgressTask | None = None
         for raw in process.stdout:
             line = raw.rstrip()
             ours = LINE_MARK in line

@@ -23,7 +23,7 @@ from components.lib.cosmos.dit.network import DiTConfig
 from components.lib.cosmos.flops import KEPT, STATE_BYTES, WORKING, dit_forward_flops
 from components.lib.cosmos.shapes import parameter_count
 from components.lib.train.parallel.layout import stop_processes
-from components.lib.train.settings.config import DiffusionConfig
+from components.lib.train.settings.config import DiffusionTrainingConfig
 from tests.benchmarks.gpu.common import (
     PEAK_BF16,
     Row,
@@ -51,7 +51,7 @@ GATHERED_BYTES = 6  # bf16 weights of the layer at work and of the next, one gra
 USABLE = 0.92
 
 
-def parse_case(case: str) -> tuple[DiTConfig, DiffusionConfig]:
+def parse_case(case: str) -> tuple[DiTConfig, DiffusionTrainingConfig]:
     """Geometry and trainer settings of a case. ValueError when it names none."""
     preset, count, *settings = case.split(":")
     geometry = GEOMETRIES[preset]
@@ -59,7 +59,7 @@ def parse_case(case: str) -> tuple[DiTConfig, DiffusionConfig]:
     lora = int(values.pop("lora", 0))
     layers = fitting_layers(geometry) if count == "fit" else int(count)
     trainer = {"recompute": "auto", "compile": torch.cuda.is_available(), "max_steps": 1000}
-    config = DiffusionConfig.model_validate(
+    config = DiffusionTrainingConfig.model_validate(
         {"model": {"preset": preset, "lora": {"rank": lora}}, "trainer": trainer | values}
     )
     return geometry.model_copy(update={"layers": layers}), config

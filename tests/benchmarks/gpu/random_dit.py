@@ -17,9 +17,9 @@ from components.lib.cosmos.dit.attention import AttentionBackend, choose
 from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, DiTConfig, configure_blocks
 from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.train.engine import Engine
-from components.lib.train.parallel.layout import Layout, shard_model
+from components.lib.train.parallel.layout import ParallelLayout, shard_model
 from components.lib.train.parallel.weights import load_shards
-from components.lib.train.settings.config import DiffusionConfig
+from components.lib.train.settings.config import DiffusionTrainingConfig
 from components.lib.train.tasks.diffusion import DiffusionTask
 from tests.benchmarks.gpu.common import relative_error
 
@@ -68,9 +68,9 @@ class RandomTask(DiffusionTask):
 
 
 def build(
-    config: DiffusionConfig,
+    config: DiffusionTrainingConfig,
     geometry: DiTConfig,
-    layout: Layout,
+    layout: ParallelLayout,
     latent: Shape = LATENT,
     start: Path | None = None,
 ) -> Engine:
@@ -107,9 +107,9 @@ def plan(engine: Engine) -> str:
     """How the blocks recompute, and what waits on the host."""
     kinds = [str(getattr(block, "checkpointing", "none")) for block in engine.task.units()]
     plan = "recompute " + ", ".join(f"{k} x {kinds.count(k)}" for k in dict.fromkeys(kinds))
-    wide = getattr(engine.task, "wide", None)
-    waiting = [("optimizer state", engine.waiting), ("activations", wide)]
-    sizes = [f"{part.nbytes / 2**30:.1f} GiB of {name}" for name, part in waiting if part]
+    activations = getattr(engine.task, "activation_offload", None)
+    offloads = [("optimizer state", engine.optimizer_offload), ("activations", activations)]
+    sizes = [f"{part.nbytes / 2**30:.1f} GiB of {name}" for name, part in offloads if part]
     if sizes:
         plan += f", {' and '.join(sizes)} wait on the host"
     return plan

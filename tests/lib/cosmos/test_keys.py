@@ -19,7 +19,7 @@ from components.lib.contract import UserError
 from components.lib.cosmos.describe import Clip, describe, find_model, render
 from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, configure_blocks
 from components.lib.cosmos.flops import (
-    Layout,
+    EstimatedLayout,
     dit_attention_flops,
     dit_forward_flops,
     dit_memory,
@@ -205,21 +205,23 @@ def test_memory_falls_with_sharding_and_checkpointing() -> None:
     config = DIT_PRESETS["7B"]
 
     def memory(**layout: Any) -> float:
-        return dit_memory(config, 56_320, Layout(**layout)).total / 2**30
+        return dit_memory(config, 56_320, EstimatedLayout(**layout)).total / 2**30
 
     # a training step of these 28 blocks on two GPUs peaked at 90 GiB
     assert memory(gpus=2) == pytest.approx(90, rel=0.15)
-    assert dit_memory(config, 56_320, Layout(gpus=2)).state / 2**30 == pytest.approx(54, abs=1)
+    assert dit_memory(config, 56_320, EstimatedLayout(gpus=2)).state / 2**30 == pytest.approx(
+        54, abs=1
+    )
     # and of the first 8 on one H200, everything kept, at 107.6 GiB
     first = DIT_PRESETS["7B"].model_copy(update={"layers": 8})
-    none = dit_memory(first, 56_320, Layout(checkpointing="none")).total / 2**30
+    none = dit_memory(first, 56_320, EstimatedLayout(checkpointing="none")).total / 2**30
     assert none == pytest.approx(107.6, rel=0.1)
     # kept for each of 28 layers: its input, 0.43 GiB, and a tenth for all that is small
-    full = dit_memory(config, 56_320, Layout(checkpointing="full")).activations
+    full = dit_memory(config, 56_320, EstimatedLayout(checkpointing="full")).activations
     half = DIT_PRESETS["7B"].model_copy(update={"layers": 14})
-    less = dit_memory(half, 56_320, Layout(checkpointing="full")).activations
+    less = dit_memory(half, 56_320, EstimatedLayout(checkpointing="full")).activations
     assert (full - less) / 2**30 == pytest.approx(14 * 0.43 * 1.1, abs=0.05)
-    sequence = Layout(gpus=8, tp=8, sequence_parallel=True, checkpointing="full")
+    sequence = EstimatedLayout(gpus=8, tp=8, sequence_parallel=True, checkpointing="full")
     assert dit_memory(config, 56_320, sequence).activations == pytest.approx(full / 8, rel=1e-6)
     assert memory(checkpointing="none") > memory(checkpointing="light") > memory()
     assert memory() > memory(checkpointing="full")
@@ -242,13 +244,15 @@ def test_impossible_clips_are_refused(name: str, clip: dict[str, int], words: st
 
 def test_impossible_layouts_are_refused() -> None:
     with pytest.raises(ValueError, match="groups of 3"):
-        Layout(gpus=8, tp=3)
+        EstimatedLayout(gpus=8, tp=3)
     with pytest.raises(UserError, match="do not divide"):
-        describe(*find_model("7B"), layout=Layout(gpus=3, tp=3))
+        describe(*find_model("7B"), layout=EstimatedLayout(gpus=3, tp=3))
 
 
 def test_text_for_people_has_the_main_figures() -> None:
-    text = render(describe(*find_model("7B"), layout=Layout(gpus=8, tp=8, sequence_parallel=True)))
+    text = render(
+        describe(*find_model("7B"), layout=EstimatedLayout(gpus=8, tp=8, sequence_parallel=True))
+    )
     for figure in ("7,236,192,256", "56,320", "2.209 PFLOP", "tensor parallel 8", "GiB"):
         assert figure in text
     assert "64,000" in render(describe(*find_model("DV8x16x16")))

@@ -90,6 +90,16 @@ def draw_sigma(count: int, generator: torch.Generator, config: NoiseConfig | Non
     return (settings.mean + settings.std * torch.special.ndtri(uniform)).exp().float()
 
 
+def validation_sigmas(count: int, config: NoiseConfig | None = None) -> Tensor:
+    """``count`` fixed noise levels, fp64 ascending, that stand for the training distribution.
+
+    They are the medians of its equal parts, so a mean over them estimates the training loss.
+    """
+    settings = config or NoiseConfig()
+    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return (settings.mean + settings.std * torch.special.ndtri(middles)).exp()
+
+
 class EDMLoss(NamedTuple):
     """``loss``: scalar to minimise, fp32. ``per_sample`` [B], detached, for reports."""
 

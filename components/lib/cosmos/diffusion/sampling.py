@@ -47,7 +47,7 @@ class SamplingConfig(Frozen):
         return points * (2 if self.guidance else 1)
 
 
-def sigma_grid(points: int, sigma_max: float, sigma_min: float, rho: float) -> Tensor:
+def sampler_sigmas(points: int, sigma_max: float, sigma_min: float, rho: float) -> Tensor:
     """``points`` noise levels, fp64, from sigma_max down to sigma_min, evenly spaced in σ^(1/ρ)."""
     ramp = torch.linspace(0, 1, points, dtype=torch.float64)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -98,8 +98,8 @@ def sample(
     levels = config.sigma_max, config.sigma_min, config.rho
     x = noise.double() * config.sigma_max
     if config.solver == "res":
-        return _res(evaluate, x, sigma_grid(config.steps + 1, *levels).tolist(), tick)
-    return _euler(evaluate, x, [*sigma_grid(config.steps, *levels).tolist(), 0.0], tick)
+        return _res(evaluate, x, sampler_sigmas(config.steps + 1, *levels).tolist(), tick)
+    return _euler(evaluate, x, [*sampler_sigmas(config.steps, *levels).tolist(), 0.0], tick)
 
 
 def _res(evaluate: Denoiser, x: Tensor, sigmas: list[float], tick: OnStep) -> Tensor:

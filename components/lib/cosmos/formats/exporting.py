@@ -16,8 +16,8 @@ from components.lib.cosmos.dit.config import DiTConfig
 from components.lib.cosmos.formats import diffusers_folder, official
 from components.lib.cosmos.formats.importing import (
     STATISTICS,
+    OpenedCheckpoint,
     Say,
-    Source,
     expected_shapes,
     open_source,
 )
@@ -104,7 +104,7 @@ def export_model(
 Pairs = Iterator[tuple[str, "torch.Tensor"]]
 
 
-def _cast(opened: Source, dtype: Dtype, seen: dict[str, tuple[int, str]]) -> Pairs:
+def _cast(opened: OpenedCheckpoint, dtype: Dtype, seen: dict[str, tuple[int, str]]) -> Pairs:
     """The weights in the wanted dtype; counts them on the way. Buffers keep their dtype."""
     import torch
 
@@ -117,7 +117,7 @@ def _cast(opened: Source, dtype: Dtype, seen: dict[str, tuple[int, str]]) -> Pai
         yield key, value
 
 
-def _statistics(opened: Source) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(opened: OpenedCheckpoint) -> tuple[torch.Tensor, torch.Tensor]:
     from components.lib.cosmos.tokenizer.network import default_statistics
 
     assert isinstance(opened.config, TokenizerConfig)
@@ -126,7 +126,7 @@ def _statistics(opened: Source) -> tuple[torch.Tensor, torch.Tensor]:
     return default_statistics(opened.config)
 
 
-def _write_canonical(folder: Path, opened: Source, title: str, pairs: Pairs) -> None:
+def _write_canonical(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
     def everything() -> Pairs:
         yield from pairs
         yield from opened.extras.items()
@@ -134,7 +134,7 @@ def _write_canonical(folder: Path, opened: Source, title: str, pairs: Pairs) -> 
     save_model_folder(folder, opened.family, title, opened.config, everything())
 
 
-def _write_diffusers(folder: Path, opened: Source, title: str, pairs: Pairs) -> None:
+def _write_diffusers(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
     config = opened.config
     if isinstance(config, DiTConfig):
         values = diffusers_folder.dit_to_diffusers_config(config)
@@ -148,7 +148,7 @@ def _write_diffusers(folder: Path, opened: Source, title: str, pairs: Pairs) -> 
         raise _unfit(opened, "diffusers")
 
 
-def _write_jit(folder: Path, opened: Source, title: str, pairs: Pairs) -> None:
+def _write_jit(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
     from components.lib.cosmos.formats.jit.exporting import write_jit
 
     if not isinstance(opened.config, TokenizerConfig):
@@ -159,14 +159,14 @@ def _write_jit(folder: Path, opened: Source, title: str, pairs: Pairs) -> None:
     write_config(folder, "tokenizer", title, opened.config.model_dump(mode="json"))
 
 
-def _write_model_pt(folder: Path, opened: Source, title: str, pairs: Pairs) -> None:
+def _write_model_pt(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
     if not isinstance(opened.config, DiTConfig):
         raise _unfit(opened, "model.pt")
     official.write_model_pt(folder / official.MODEL_NAME, dict(pairs))
     write_config(folder, "dit", title, opened.config.model_dump(mode="json"))
 
 
-def _unfit(opened: Source, form: Form) -> UserError:
+def _unfit(opened: OpenedCheckpoint, form: Form) -> UserError:
     forms = {
         "dit": "canonical, diffusers or model.pt",
         "tokenizer": "canonical, diffusers (CV only) or jit",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 SourceFormat = Literal["canonical", "model.pt", "nemo", "diffusers", "jit", "t5", "vgg16"]
-Role = Literal["dit", "tokenizer", "t5", "vgg16"]
+CheckpointRole = Literal["dit", "tokenizer", "t5", "vgg16"]
 Say = Callable[[str], None]
 STATISTICS = ("latents_mean", "latents_std")
 
@@ -53,7 +53,7 @@ class ImportReport(Frozen):
 
 
 @dataclass
-class Source:
+class OpenedCheckpoint:
     """A readable checkpoint: settings, shapes under official names, and the tensors."""
 
     family: Family
@@ -98,7 +98,7 @@ def import_model(
     source: Path,
     destination: Path,
     *,
-    role: Role | None = None,
+    role: CheckpointRole | None = None,
     name: str = "",
     text_dtype: TextDtype = "bfloat16",
     say: Say = lambda message: None,
@@ -131,7 +131,9 @@ def import_model(
     )
 
 
-def write_canonical(opened: Source, source: Path, destination: Path, name: str = "") -> None:
+def write_canonical(
+    opened: OpenedCheckpoint, source: Path, destination: Path, name: str = ""
+) -> None:
     """Check an opened checkpoint against its network and write it as a canonical folder."""
     check_keys(expected_shapes(opened.family, opened.config), opened.shapes, str(source))
 
@@ -142,9 +144,9 @@ def write_canonical(opened: Source, source: Path, destination: Path, name: str =
     save_model_folder(destination, opened.family, name or opened.name, opened.config, pairs())
 
 
-def open_source(source: Path, say: Say = lambda message: None) -> Source:
+def open_source(source: Path, say: Say = lambda message: None) -> OpenedCheckpoint:
     """Open any checkpoint of a network (not T5) without reading its weights where possible."""
-    readers: dict[str, Callable[[Path, Say], Source]] = {
+    readers: dict[str, Callable[[Path, Say], OpenedCheckpoint]] = {
         "canonical": _open_canonical,
         "model.pt": _open_model_pt,
         "nemo": _open_nemo,
@@ -166,7 +168,7 @@ def expected_shapes(family: Family, config: Frozen) -> dict[str, tuple[int, ...]
     return vgg.vgg_shapes(config.channels)
 
 
-def _open_canonical(source: Path, say: Say) -> Source:
+def _open_canonical(source: Path, say: Say) -> OpenedCheckpoint:
     model = read_model_config(source)
     classes: dict[str, type[Frozen]] = {
         "dit": DiTConfig,
@@ -176,7 +178,7 @@ def _open_canonical(source: Path, say: Say) -> Source:
     config = classes[model.family].model_validate(model.config)
     specs = read_specs(source)
     extras = {key: tensor for key, tensor in read_weights(source) if key in STATISTICS}
-    return Source(
+    return OpenedCheckpoint(
         family=model.family,
         name=model.name,
         config=config,
@@ -187,7 +189,7 @@ def _open_canonical(source: Path, say: Say) -> Source:
     )
 
 
-def _open_model_pt(source: Path, say: Say) -> Source:
+def _open_model_pt(source: Path, say: Say) -> OpenedCheckpoint:
     path = source if source.is_file() else source / official.MODEL_NAME
     return dit_source(official.read_model_pt(path), path.parent, str(path), "model.pt")
 
@@ -198,7 +200,7 @@ def dit_source(
     where: str,
     source_format: SourceFormat,
     adaln_rank: int | None = None,
-) -> Source:
+) -> OpenedCheckpoint:
     """A DiT from tensors under official names; ``weights`` may be lazy."""
     kept = [key for key in weights if not names.is_ignorable(key)]
     if isinstance(weights, nemo.LazyWeights):
@@ -223,7 +225,7 @@ def dit_source(
         for key in kept:
             yield key, weights[key]
 
-    return Source("dit", name, config, source_format, shapes, read)
+    return OpenedCheckpoint("dit", name, config, source_format, shapes, read)
 
 
 def counter(config: DiTConfig) -> torch.Tensor:
@@ -234,7 +236,7 @@ def counter(config: DiTConfig) -> torch.Tensor:
     return torch.arange(shape[0], dtype=torch.float32)
 
 
-def _open_nemo(source: Path, say: Say) -> Source:
+def _open_nemo(source: Path, say: Say) -> OpenedCheckpoint:
     folder = nemo.nemo_folder(source)
     assert folder is not None
     weights, rank, notes = nemo.read_nemo(folder)
@@ -243,7 +245,7 @@ def _open_nemo(source: Path, say: Say) -> Source:
     return opened
 
 
-def _open_diffusers(source: Path, say: Say) -> Source:
+def _open_diffusers(source: Path, say: Say) -> OpenedCheckpoint:
     place = diffusers_folder.component_folder(source)
     assert place is not None
     folder, class_name = place
@@ -274,10 +276,10 @@ def _open_diffusers(source: Path, say: Say) -> Source:
             yield rename(key), tensor
 
     name = _preset_name(config) or f"{family} of diffusers"
-    return Source(family, name, config, "diffusers", shapes, read, extras)
+    return OpenedCheckpoint(family, name, config, "diffusers", shapes, read, extras)
 
 
-def _open_jit(source: Path, say: Say) -> Source:
+def _open_jit(source: Path, say: Say) -> OpenedCheckpoint:
     from components.lib.cosmos.formats.jit import importing as jit_import
 
     folder = source if source.is_dir() else source.parent
@@ -292,7 +294,7 @@ def _open_jit(source: Path, say: Say) -> Source:
     name, config = own
     notes = ["read from TorchScript archives, which are code, in a child process"]
     extras, note = _statistics(folder, config)
-    return Source(
+    return OpenedCheckpoint(
         "tokenizer",
         name,
         config,
@@ -319,11 +321,11 @@ def _statistics(folder: Path, config: TokenizerConfig) -> tuple[dict[str, torch.
     return dict(zip(STATISTICS, default_statistics(config), strict=True)), [note]
 
 
-def _open_vgg(source: Path, say: Say) -> Source:
+def _open_vgg(source: Path, say: Say) -> OpenedCheckpoint:
     weights = vgg.read_vgg(source)
     config = vgg.vgg_config(weights)
     name = str(read_json(source / "config.json").get("architecture", "vgg16"))
-    return Source(
+    return OpenedCheckpoint(
         "vgg16",
         name,
         config,
@@ -338,7 +340,7 @@ def _preset_name(config: Frozen) -> str:
     return next((name for name, preset in presets.items() if preset == config), "")
 
 
-def _check_role(role: Role | None, family: str, source: Path) -> None:
+def _check_role(role: CheckpointRole | None, family: str, source: Path) -> None:
     if role is not None and role != family:
         raise UserError(
             f"{source} holds a model of family '{family}', but role is '{role}'. Give the source "

@@ -42,12 +42,12 @@ from components.lib.train.checkpoint.shard_files import (
 from components.lib.train.checkpoint.storage import (
     DamagedFile,
     FolderManifest,
-    Place,
+    Storage,
     complete_folders,
     delete_folder,
     read_folder_manifest,
 )
-from components.lib.train.parallel.layout import Layout
+from components.lib.train.parallel.layout import ParallelLayout
 from components.lib.train.settings.config import CheckpointConfig
 
 log = logging.getLogger("cosmos.train")
@@ -68,9 +68,9 @@ class Checkpoints:
     """The checkpoints of one run. All methods that touch tensors are collective."""
 
     def __init__(
-        self, place: Place, layout: Layout, config: CheckpointConfig, work_dir: Path
+        self, storage: Storage, layout: ParallelLayout, config: CheckpointConfig, work_dir: Path
     ) -> None:
-        self.place, self.layout, self.config = place, layout, config
+        self.storage, self.layout, self.config = storage, layout, config
         self.work_dir = work_dir
         self._group = dist.new_group(backend="gloo")
         self._thread: threading.Thread | None = None
@@ -113,7 +113,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
-        return [_step_of(folder) for folder in complete_folders(self.place, PREFIX)]
+        return [_step_of(folder) for folder in complete_folders(self.storage, PREFIX)]
 
     def newest(self, before: str = "") -> tuple[str, FolderManifest] | None:
         """Folder and manifest of the newest complete checkpoint, as the first rank sees it.
@@ -122,7 +122,7 @@ class Checkpoints:
         """
         folder = None
         if self.layout.is_main:
-            folders = complete_folders(self.place, PREFIX)
+            folders = complete_folders(self.storage, PREFIX)
             folders = [folder for folder in folders if not before or folder < before]
             folder = folders[-1] if folders else None
         return self._agreed(folder)
@@ -132,12 +132,14 @@ class Checkpoints:
         of equal ones, as the first rank sees it. None when none was validated at its own step."""
         folder = None
         if self.layout.is_main:
-            folder = self._best_of(complete_folders(self.place, PREFIX))
+            folder = self._best_of(complete_folders(self.storage, PREFIX))
         return self._agreed(folder)
 
     def _best_of(self, folders: list[str]) -> str | None:
         losses = {
-            folder: read_folder_manifest(self.place, folder).state.get("validation_loss", math.nan)
+            folder: read_folder_manifest(self.storage, folder).state.get(
+                "validation_loss", math.nan
+            )
             for folder in folders
         }
         known = {folder: loss for folder, loss in losses.items() if math.isfinite(loss)}
@@ -149,7 +151,7 @@ class Checkpoints:
         dist.broadcast_object_list(found, src=0, group=self._group)
         if found[0] is None:
             return None
-        return found[0], read_folder_manifest(self.place, found[0])
+        return found[0], read_folder_manifest(self.storage, found[0])
 
     def load(self, folder: str, manifest: FolderManifest, tensors: Tensors, local_rank: int) -> str:
         """Fill host ``tensors`` from a checkpoint written at any layout.
@@ -168,10 +170,10 @@ class Checkpoints:
             shutil.rmtree(local, ignore_errors=True)
             local.mkdir(parents=True)
             if INDEX in files:
-                self.place.fetch([files[INDEX]], folder, local)
+                self.storage.fetch([files[INDEX]], folder, local)
                 lay_out((local / INDEX).read_text(), shards, local)
             else:  # written before there was one
-                self.place.fetch(shards, folder, local)
+                self.storage.fetch(shards, folder, local)
 
         def fetch(wanted: set[str]) -> None:
             asked: list[Any] = [None] * self.layout.world
@@ -179,7 +181,7 @@ class Checkpoints:
             here = [names for where, names in asked if where == node]
             names = sorted(set().union(*here)) if INDEX in files else []
             mine = [files[name] for name in names[local_rank :: len(here)]]
-            self._together(lambda: self.place.fetch(mine, folder, local))
+            self._together(lambda: self.storage.fetch(mine, folder, local))
 
         self._together(make_ready if local_rank == 0 else lambda: None)
         reader = PartialReader(local, fetch)
@@ -197,7 +199,7 @@ class Checkpoints:
         dist.barrier(group=self._group)
         if local_rank == 0:
             shutil.rmtree(local, ignore_errors=True)
-        return self.place.get_text(folder + METRICS) or ""
+        return self.storage.get_text(folder + METRICS) or ""
 
     def _together(self, work: Callable[[], None]) -> None:
         """Raise on every rank what one of them finds. Damage is final, so anything else goes
@@ -238,7 +240,7 @@ class Checkpoints:
                 f"shard-{self.layout.rank:05d}",
                 file_of(tensors, FILE_BYTES),
                 pool,
-                lambda path: self.place.put(path, folder + path.name, move=True),
+                lambda path: self.storage.put(path, folder + path.name, move=True),
             )
             dcp.save(tensors, storage_writer=writer, process_group=self._group)
             written = [file.result() for file in writer.files]
@@ -251,13 +253,13 @@ class Checkpoints:
         self.bytes_written = sum(entry.bytes for entry in files)
         if self.layout.is_main:
             headers = {part.entry.path[len(folder) :]: part.header for part in parts}
-            files.append(self.place.put_text(folder + INDEX, json.dumps(headers)))
-            files.append(self.place.put_text(folder + METRICS, metrics))
+            files.append(self.storage.put_text(folder + INDEX, json.dumps(headers)))
+            files.append(self.storage.put_text(folder + METRICS, metrics))
             relative = tuple(
                 entry.model_copy(update={"path": entry.path[len(folder) :]}) for entry in files
             )
             manifest = FolderManifest(files=relative, state={**state, "step": step})
-            self.place.put_text(folder + MANIFEST_NAME, manifest.model_dump_json(indent=1))
+            self.storage.put_text(folder + MANIFEST_NAME, manifest.model_dump_json(indent=1))
             size, took = self.bytes_written / 2**30, time.monotonic() - began
             log.info("checkpoint of step %d: %.2f GiB stored in %.1f s", step, size, took)
             self._prune()
@@ -265,14 +267,14 @@ class Checkpoints:
         dist.barrier(group=self._group)
 
     def _prune(self) -> None:
-        folders = complete_folders(self.place, PREFIX)
+        folders = complete_folders(self.storage, PREFIX)
         keep = set(folders[-self.config.save_top_k :])
         keeps_best = self.config.keep_best or self.config.export == "best"
         if keeps_best and len(folders) > len(keep) and (best := self._best_of(folders)):
             keep.add(best)
         for folder in folders:
             if folder not in keep:
-                delete_folder(self.place, folder)
+                delete_folder(self.storage, folder)
 
 
 def file_of(tensors: Tensors, limit: int) -> dict[str, int]:

@@ -34,7 +34,7 @@ class FolderManifest(Frozen):
     state: dict[str, Any]
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Files under names relative to a root."""
 
     def put(self, source: Path, name: str, *, move: bool = False) -> FileEntry:
@@ -57,7 +57,7 @@ class Place(Protocol):
         """Remove a file; one that is not there is no error."""
 
 
-class StorePlace:
+class ObjectStorage:
     """A prefix in object storage."""
 
     def __init__(self, store: ObjectStore, uri: str) -> None:
@@ -101,7 +101,7 @@ class StorePlace:
         self.store.delete(self.uri + name)
 
 
-class LocalPlace:
+class FolderStorage:
     """A folder on a disk that all ranks share."""
 
     def __init__(self, root: Path) -> None:
@@ -170,25 +170,25 @@ class LocalPlace:
         return target
 
 
-def complete_folders(place: Place, prefix: str) -> list[str]:
+def complete_folders(storage: Storage, prefix: str) -> list[str]:
     """Folders below ``prefix`` that have a manifest, sorted by name; each ends with ``/``."""
     return sorted(
         name[: -len(MANIFEST_NAME)]
-        for name in place.names(prefix)
+        for name in storage.names(prefix)
         if name.endswith("/" + MANIFEST_NAME)
     )
 
 
-def read_folder_manifest(place: Place, folder: str) -> FolderManifest:
+def read_folder_manifest(storage: Storage, folder: str) -> FolderManifest:
     """The manifest of one complete folder."""
-    text = place.get_text(folder + MANIFEST_NAME)
+    text = storage.get_text(folder + MANIFEST_NAME)
     if text is None:
         raise UserError(f"{folder}{MANIFEST_NAME} does not exist.")
     return FolderManifest.model_validate(json.loads(text))
 
 
-def delete_folder(place: Place, folder: str) -> None:
+def delete_folder(storage: Storage, folder: str) -> None:
     """Remove a folder, its manifest first, so that it is never half visible."""
-    place.delete(folder + MANIFEST_NAME)
-    for name in place.names(folder):
-        place.delete(name)
+    storage.delete(folder + MANIFEST_NAME)
+    for name in storage.names(folder):
+        storage.delete(name)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from components.lib.train.parallel.layout import Layout
+from components.lib.train.parallel.layout import ParallelLayout
 
 Batch = dict[str, torch.Tensor]
 _HEADER_BYTES = 4096
@@ -24,7 +24,7 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> Batch:
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def shared_batch(make: Callable[[], Batch], layout: Layout) -> Batch:
+def shared_batch(make: Callable[[], Batch], layout: ParallelLayout) -> Batch:
     """The batch of the group's first rank, on this rank's device. ``make`` runs only there."""
     if layout.tp == 1:
         return to_device(make(), layout.device)
@@ -35,7 +35,7 @@ def shared_batch(make: Callable[[], Batch], layout: Layout) -> Batch:
     return _receive(layout)
 
 
-def _send(batch: Batch, layout: Layout) -> None:
+def _send(batch: Batch, layout: ParallelLayout) -> None:
     described = [[name, list(v.shape), str(v.dtype)[6:]] for name, v in batch.items()]
     text = json.dumps(described).encode().ljust(_HEADER_BYTES)
     header = torch.tensor(list(text), dtype=torch.uint8, device=layout.device)
@@ -44,7 +44,7 @@ def _send(batch: Batch, layout: Layout) -> None:
         dist.broadcast(value.contiguous(), group=layout.tp_group, group_src=0)
 
 
-def _receive(layout: Layout) -> Batch:
+def _receive(layout: ParallelLayout) -> Batch:
     header = torch.empty(_HEADER_BYTES, dtype=torch.uint8, device=layout.device)
     dist.broadcast(header, group=layout.tp_group, group_src=0)
     described: list[list[Any]] = json.loads(bytes(header.cpu().tolist()))

@@ -17,7 +17,7 @@ from components.lib.train.settings.config import DiffusionModel
 GRID = 8
 
 
-class SampleDraws:
+class SampleNoise:
     """What the loss of one sample needs beside the sample."""
 
     def __init__(self, number: int, seed: int, model: DiffusionModel, shape: torch.Size) -> None:
@@ -29,12 +29,6 @@ class SampleDraws:
             torch.randint(1, model.max_condition_frames + 1, (), generator=generator)
         )
         self.noise = torch.randn(shape, generator=generator)
-
-
-def sigma_grid(model: DiffusionModel, count: int = GRID) -> torch.Tensor:
-    """``count`` fixed noise levels that stand for the training distribution, fp32, ascending."""
-    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return (model.p_mean + model.p_std * torch.special.ndtri(middles)).exp().float()
 
 
 def validation_noise(sample: int, level: int, seed: int, shape: torch.Size) -> torch.Tensor:

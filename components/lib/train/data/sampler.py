@@ -25,7 +25,7 @@ from functools import lru_cache
 import numpy as np
 
 
-class SampleOrder:
+class Sampler:
     """Maps a running sample number to (shard, index in the shard)."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The widest activation of the first blocks waits on the host until their backward pass.
+"""Activation offload: the widest of the first blocks is on the host until their backward pass.
 
 The input of a block's GELU is ffn / hidden (4) of the 12 activations that ``light`` checkpointing
 keeps, in one tensor. A block needs it again only after all later blocks have run forward and
@@ -29,117 +29,121 @@ from components.lib.train.memory.host_copies import HostCopies
 #: Tokens of a sample, in units of hidden, from which attention takes longer than the products.
 MIN_TOKENS_PER_HIDDEN = 6
 #: Blocks whose activation is on the GPU beside that of the block at work: the one on its way.
-BESIDE = 1
+PREFETCH_DEPTH = 1
 
 
-class WideActivation:
-    """That of one block: on the GPU, on the host, or on its way."""
+class OffloadedActivation:
+    """The activation of one block: on the GPU, on the host, or on its way."""
 
     def __init__(self, device: torch.device, stream: torch.cuda.Stream | None) -> None:
         self._device = device
         self._copies = HostCopies(device, stream)
-        self._here: torch.Tensor | None = None
-        self._like: torch.Tensor | None = None  # on the meta device
+        self._on_device: torch.Tensor | None = None
+        self._template: torch.Tensor | None = None  # on the meta device
 
     def prepare(self, elements: int, dtype: torch.dtype) -> int:
         """Make the buffer for the largest clip ready. Returns its bytes."""
         return self._copies.prepare("", torch.empty(elements, dtype=dtype, device="meta")).nbytes
 
-    def leave(self, value: torch.Tensor) -> None:
+    def offload(self, value: torch.Tensor) -> None:
         """Begin to copy it out."""
-        self._here, self._like = value, torch.empty_like(value, device="meta")
+        self._on_device, self._template = value, torch.empty_like(value, device="meta")
         self._copies.begin()
-        self._copies.take("", value)
+        self._copies.copy_out("", value)
         self._copies.end()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give up its memory, which the GPU may reuse once the copy is made."""
-        self._copies.hold_back()
-        self._here = None
+        self._copies.fence()
+        self._on_device = None
 
-    def come_back(self) -> None:
+    def prefetch(self) -> None:
         """Begin to copy it back, unless it never went."""
-        if self._here is None and self._like is not None:
-            self._here = torch.empty_like(self._like, device=self._device)
+        if self._on_device is None and self._template is not None:
+            self._on_device = torch.empty_like(self._template, device=self._device)
             self._copies.begin()
-            self._copies.give_back("", self._here)
+            self._copies.copy_back("", self._on_device)
             self._copies.end()
 
-    def take(self) -> torch.Tensor:
-        """What `leave` was given, for the one who frees it."""
-        self.come_back()
-        self._copies.hold_back()
-        value, self._here = self._here, None
+    def fetch(self) -> torch.Tensor:
+        """What `offload` was given, for the one who frees it."""
+        self.prefetch()
+        self._copies.fence()
+        value, self._on_device = self._on_device, None
         assert value is not None
         return value
 
 
-class WideActivations:
-    """Those of ``away`` blocks among all, from their next forward pass on."""
+class ActivationOffload:
+    """The activations of ``offloaded`` blocks among all, from their next forward pass on."""
 
     def __init__(
         self,
         blocks: Sequence[nn.Module],
-        away: Sequence[int],
+        offloaded: Sequence[int],
         width: int,
         rows: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """``blocks``: all, in the order of the forward pass, ``away``: the numbers of those whose
-        activation [rows, width] leaves. ``rows``: of the largest batch that will come (a larger
-        one costs time once)."""
+        """``blocks``: all, in the order of the forward pass, ``offloaded``: the numbers of those
+        whose activation [rows, width] leaves. ``rows``: of the largest batch that will come (a
+        larger one costs time once)."""
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.width = width
         self.nbytes = 0
-        self._wide = {number: WideActivation(device, stream) for number in away}
-        for number, wide in self._wide.items():
-            self.nbytes += wide.prepare(rows * width, dtype)
+        self._activations = {number: OffloadedActivation(device, stream) for number in offloaded}
+        for number, activation in self._activations.items():
+            self.nbytes += activation.prepare(rows * width, dtype)
             block = blocks[number]
             assert isinstance(block, TransformerBlock)
-            block.saving = self._saving(wide)
+            block.saving = self._saving(activation)
         for number, block in enumerate(blocks):
-            block.register_forward_pre_hook(self._let_go_before(number))
-            block.register_forward_hook(self._come_back_behind(number))
+            block.register_forward_pre_hook(self._release_before(number))
+            block.register_forward_hook(self._prefetch_behind(number))
 
-    def _saving(self, wide: WideActivation) -> Any:
+    def _saving(self, activation: OffloadedActivation) -> Any:
         def saving(rows: int) -> AbstractContextManager[None]:
-            taken = False
+            packed = False
 
             def pack(value: torch.Tensor) -> object:
-                nonlocal taken
-                if taken or value.shape[-1:] != (self.width,) or value.numel() != rows * self.width:
+                nonlocal packed
+                if (
+                    packed
+                    or value.shape[-1:] != (self.width,)
+                    or value.numel() != rows * self.width
+                ):
                     return value
-                taken = True
-                wide.leave(value.detach())
-                return wide
+                packed = True
+                activation.offload(value.detach())
+                return activation
 
             return saved_tensors_hooks(pack, _unpack)
 
         return saving
 
-    def _let_go_before(self, number: int) -> Any:
-        wide = self._wide.get(number - 1 - BESIDE)
+    def _release_before(self, number: int) -> Any:
+        activation = self._activations.get(number - 1 - PREFETCH_DEPTH)
 
         def before(*_: object) -> None:
-            if wide is not None and torch.is_grad_enabled():
-                wide.let_go()
+            if activation is not None and torch.is_grad_enabled():
+                activation.release()
 
         return before
 
-    def _come_back_behind(self, number: int) -> Any:
-        wide = self._wide.get(number - BESIDE)
+    def _prefetch_behind(self, number: int) -> Any:
+        activation = self._activations.get(number - PREFETCH_DEPTH)
 
         def backward_begins(_: torch.Tensor) -> None:
-            if wide is not None:
-                wide.come_back()
+            if activation is not None:
+                activation.prefetch()
 
         def after(_: nn.Module, __: object, output: torch.Tensor) -> None:
-            if wide is not None and output.requires_grad:
+            if activation is not None and output.requires_grad:
                 output.register_hook(backward_begins)
 
         return after
 
 
 def _unpack(value: Any) -> torch.Tensor:
-    return value.take() if isinstance(value, WideActivation) else value
+    return value.fetch() if isinstance(value, OffloadedActivation) else value

@@ -21,7 +21,7 @@ SMALLEST_PART = 2**20
 
 
 class HostCopies:
-    """Host buffers by name, filled by `take`."""
+    """Host buffers by name, filled by `copy_out`."""
 
     def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
         """``stream``: where to queue copies; None makes one (there are few: CUDA reuses them)."""
@@ -37,21 +37,21 @@ class HostCopies:
 
         A larger one of the same name serves as well: this is then the beginning of it.
         """
-        held = self._buffers.get(name)
-        if held is None or held.numel() < like.numel() or held.dtype != like.dtype:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < like.numel() or buffer.dtype != like.dtype:
             self.wait()  # the buffer that goes may still be read or written
-            held = torch.empty(like.numel(), dtype=like.dtype)
+            buffer = torch.empty(like.numel(), dtype=like.dtype)
             if self.stream is not None:
-                _page_lock(held)
-            self._buffers[name] = held
-        return held[: like.numel()].view(like.shape)
+                _page_lock(buffer)
+            self._buffers[name] = buffer
+        return buffer[: like.numel()].view(like.shape)
 
     def begin(self) -> None:
-        """Before the `take`s of one save: they see everything queued so far."""
+        """Before the `copy_out`s of one save: they see everything queued so far."""
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
-    def take(self, name: str, value: torch.Tensor) -> torch.Tensor:
+    def copy_out(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Copy ``value`` into its buffer. Valid after `wait`, until the next save."""
         target = self.prepare(name, value)
         if self.stream is None:
@@ -61,8 +61,8 @@ class HostCopies:
                 target.copy_(value, non_blocking=True)
         return target
 
-    def give_back(self, name: str, value: torch.Tensor) -> None:
-        """Copy what `take` kept back into ``value``. There before what follows `hold_back`."""
+    def copy_back(self, name: str, value: torch.Tensor) -> None:
+        """Copy what `copy_out` kept back into ``value``. There before what follows `fence`."""
         source = self.prepare(name, value)
         if self.stream is None:
             value.copy_(source)
@@ -71,7 +71,7 @@ class HostCopies:
                 value.copy_(source, non_blocking=True)
 
     def end(self) -> None:
-        """After the last `take` of a save, or the last `give_back`."""
+        """After the last `copy_out` of a save, or the last `copy_back`."""
         if self.stream is not None:
             self._event = torch.cuda.Event()
             self._event.record(self.stream)
@@ -82,7 +82,7 @@ class HostCopies:
         if event is not None:
             event.synchronize()
 
-    def hold_back(self) -> None:
+    def fence(self) -> None:
         """Make what the GPU is given from now on wait for the copies (before the optimizer)."""
         if self._event is not None:
             torch.cuda.current_stream(self.device).wait_event(self._event)

@@ -1,4 +1,4 @@
-"""Optimizer state that waits on the host while activations need its memory.
+"""Optimizer offload: its state is on the host while activations need its memory.
 
 Adam's moments and the moving average are read and written once a step, after the backward pass,
 when the activations are gone. Between two optimizer steps they are 8 (12) of the 12 (16) bytes per
@@ -35,15 +35,15 @@ CGROUPS = (
 )
 
 
-class Where(Enum):
+class Residence(Enum):
     """Where a block's part of the state is."""
 
-    HERE = auto()
-    LEAVING = auto()
-    AWAY = auto()
+    DEVICE = auto()
+    MOVING = auto()
+    HOST = auto()
 
 
-class WaitingState:
+class OptimizerOffload:
     """State by block, in the order of the forward pass."""
 
     def __init__(
@@ -59,12 +59,12 @@ class WaitingState:
         the copy here is made, and so when those that were queued before are.
         """
         self.returns = True
-        self._leaves = False
+        self._evicts = False
         self._state = [
             {name: value for name, value in part.items() if value.nbytes >= SMALLEST_BYTES}
             for part in state
         ]
-        self._where = [Where.HERE for _ in blocks]
+        self._residence = [Residence.DEVICE for _ in blocks]
         self._copies = [HostCopies(device, stream) for _ in blocks]
         for copies, part in zip(self._copies, self._state, strict=True):
             for name, value in part.items():
@@ -78,32 +78,32 @@ class WaitingState:
         """Bytes that change places."""
         return sum(value.nbytes for part in self._state for value in part.values())
 
-    def leave(self) -> None:
+    def evict(self) -> None:
         """Have everything copied out in the forward pass that follows.
 
         With several passes a step, ``returns`` says whether the state comes back in the next
         backward pass.
         """
-        self._leaves = True
+        self._evicts = True
 
-    def be_here(self) -> None:
+    def fetch(self) -> None:
         """Make what the GPU is given from now on find all state in its place."""
-        self._leaves = False
+        self._evicts = False
         for number in range(len(self._state)):
-            self._come_back(number)
+            self._bring_back(number)
         for copies in self._copies:
-            copies.hold_back()
+            copies.fence()
 
     def _make_room(self, number: int) -> Any:
         count = len(self._state)
 
         def before(*_: Any) -> None:
-            if not self._leaves:
+            if not self._evicts:
                 return
             for other in range(leaving_at(number, count)):
                 self._copy_out(other)
             for other in range(gone_before(number, count)):
-                self._let_go(other)
+                self._release(other)
 
         return before
 
@@ -113,7 +113,7 @@ class WaitingState:
         def backward_begins(_: torch.Tensor) -> None:
             back = back_after(count - 1 - number, count) if self.returns else 0
             for other in range(count - back, count):
-                self._come_back(other)
+                self._bring_back(other)
 
         def after(_: nn.Module, __: Any, output: torch.Tensor) -> None:
             if output.requires_grad:
@@ -122,33 +122,33 @@ class WaitingState:
         return after
 
     def _copy_out(self, number: int) -> None:
-        if self._where[number] is not Where.HERE:
+        if self._residence[number] is not Residence.DEVICE:
             return
         copies = self._copies[number]
         copies.begin()
         for name, value in self._state[number].items():
-            copies.take(name, value)
+            copies.copy_out(name, value)
         copies.end()
-        self._where[number] = Where.LEAVING
+        self._residence[number] = Residence.MOVING
 
-    def _let_go(self, number: int) -> None:
-        if self._where[number] is not Where.LEAVING:
+    def _release(self, number: int) -> None:
+        if self._residence[number] is not Residence.MOVING:
             return
         self._copies[number].wait()
         for value in self._state[number].values():
             value.untyped_storage().resize_(0)
-        self._where[number] = Where.AWAY
+        self._residence[number] = Residence.HOST
 
-    def _come_back(self, number: int) -> None:
-        if self._where[number] is Where.AWAY:
+    def _bring_back(self, number: int) -> None:
+        if self._residence[number] is Residence.HOST:
             copies, part = self._copies[number], self._state[number]
             for value in part.values():
                 value.untyped_storage().resize_(value.nbytes)
             copies.begin()
             for name, value in part.items():
-                copies.give_back(name, value)
+                copies.copy_back(name, value)
             copies.end()
-        self._where[number] = Where.HERE
+        self._residence[number] = Residence.DEVICE
 
 
 def leaving_at(number: int, count: int) -> int:
@@ -156,8 +156,8 @@ def leaving_at(number: int, count: int) -> int:
     pass.
 
     Evenly over the first three quarters, and each at least a block before it has to be gone: all at
-    once they would keep the bus from activations that leave as well (`wide`), which the GPU then
-    waits for (0.3 s of a step of 12.6 s on two H200).
+    once they would keep the bus from activations that leave as well (`activation_offload`), which
+    the GPU then waits for (0.3 s of a step of 12.6 s on two H200).
     """
     return min(count, -(-4 * (number + 1) // 3))
 

@@ -5,8 +5,8 @@ x batch x hidden in bf16), for compiled blocks: see `kept`. All blocks start at 
 then as many as fit go one rung up the ladder full -> selective -> light -> none, cheapest gain
 first: keeping attention outputs saves the most time for each byte, keeping matrix products comes
 next, and keeping elementwise results last. Where products would still be computed twice, what is
-not needed for long makes room on the host: the optimizer's state (`waiting`), then the widest
-activation of as many blocks as it takes (`wide`).
+not needed for long is offloaded to the host: the optimizer's state (`optimizer_offload`), then the
+widest activation of as many blocks as it takes (`activation_offload`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import nn
 
 from components.lib.cosmos.dit.block import Checkpointing
 from components.lib.cosmos.flops import KEPT, WORKING
-from components.lib.train.memory.activation_offload import BESIDE
+from components.lib.train.memory.activation_offload import PREFETCH_DEPTH
 from components.lib.train.memory.optimizer_offload import back_after, gone_before
 from components.lib.train.parallel.layout import local_part
-from components.lib.train.settings.config import Place
+from components.lib.train.settings.config import Placement
 
 #: Gathered inputs that ``none`` keeps in each block: all rows instead of a rank's own.
 GATHERED = 3
@@ -46,14 +46,14 @@ def working(sequence_ranks: int = 1) -> float:
     return WORKING + WORKING_GATHERED * (sequence_ranks - 1)
 
 
-class Room(NamedTuple):
+class MemoryBudget(NamedTuple):
     """What a plan is made for.
 
     ``unit_bytes`` is the size of one activation on this rank; ``free_bytes`` what is left on the
-    device after weights and optimizer state, of which, with what state on the host leaves, the part
+    device after weights and optimizer state, of which, with what offloaded state leaves, the part
     ``usable`` is planned with; ``gradient_bytes`` a block's gradients on this rank, which take the
-    place of its activations; ``wide_bytes`` the widest activation of a block, which may wait on the
-    host for as many blocks as ``most_away``.
+    place of its activations; ``activation_bytes`` the widest activation of a block, which may be
+    offloaded for as many blocks as ``most_offloaded``.
     """
 
     blocks: int
@@ -62,38 +62,43 @@ class Room(NamedTuple):
     sequence_ranks: int = 1
     usable: float = 0.94
     gradient_bytes: float = 0.0
-    wide_bytes: float = 0.0
-    most_away: int = 0
+    activation_bytes: float = 0.0
+    most_offloaded: int = 0
 
 
-class Plan(NamedTuple):
-    """``kinds`` by block; whether the optimizer's state waits on the host; and the numbers of the
-    blocks whose widest activation does."""
+class MemoryPlan(NamedTuple):
+    """``kinds`` by block; whether the optimizer's state is offloaded; and the numbers of the blocks
+    whose widest activation is."""
 
     kinds: list[Checkpointing]
-    state_waits: bool
-    away: list[int]
+    optimizer_offloaded: bool
+    offloaded: list[int]
 
 
-def plan_recompute(room: Room, waiting_bytes: float = 0.0, away: int = 0) -> list[Checkpointing]:
+def plan_recompute(
+    budget: MemoryBudget, offloaded_state_bytes: float = 0.0, offloaded: int = 0
+) -> list[Checkpointing]:
     """The checkpointing of each block, the last blocks keeping the most.
 
-    ``waiting_bytes`` is a block's part of the optimizer's state if that waits on the host
-    (`waiting`); ``room.free_bytes`` leaves it out all the same. The first ``away`` blocks that keep
-    their widest activation have it wait there too. When even ``full`` does not fit, ``full`` is
-    what comes back: the estimate is no reason to refuse.
+    ``offloaded_state_bytes`` is a block's part of the optimizer's state if that waits on the host
+    (`optimizer_offload`); ``budget.free_bytes`` leaves it out all the same. The first ``offloaded``
+    blocks that keep their widest activation have it wait there too. When even ``full`` does not
+    fit, ``full`` is what comes back: the estimate is no reason to refuse.
     """
-    plan: list[Checkpointing] = [LADDER[0]] * room.blocks
-    at_work = working(room.sequence_ranks) * room.unit_bytes
+    plan: list[Checkpointing] = [LADDER[0]] * budget.blocks
+    at_work = working(budget.sequence_ranks) * budget.unit_bytes
     for upper in LADDER[1:]:
-        part = min(room.usable, USABLE_FOR_NONE) if upper == "none" else room.usable
-        budget = (room.free_bytes + room.blocks * waiting_bytes) * part - at_work
-        for index in reversed(range(room.blocks)):
+        part = min(budget.usable, USABLE_FOR_NONE) if upper == "none" else budget.usable
+        available = (budget.free_bytes + budget.blocks * offloaded_state_bytes) * part - at_work
+        for index in reversed(range(budget.blocks)):
             more: list[Checkpointing] = [*plan[:index], upper, *plan[index + 1 :]]
-            activations = [kept(kind, room.sequence_ranks) * room.unit_bytes for kind in more]
-            gone = keep_products(more)[:away]
-            wide = [room.wide_bytes * (block in gone) for block in range(room.blocks)]
-            if most_held(activations, wide, room.gradient_bytes, waiting_bytes) > budget:
+            activations = [kept(kind, budget.sequence_ranks) * budget.unit_bytes for kind in more]
+            on_host = keep_products(more)[:offloaded]
+            absent = [budget.activation_bytes * (n in on_host) for n in range(budget.blocks)]
+            if (
+                peak_bytes(activations, absent, budget.gradient_bytes, offloaded_state_bytes)
+                > available
+            ):
                 return plan
             plan = more
     return plan
@@ -104,60 +109,64 @@ def keep_products(plan: Sequence[Checkpointing]) -> list[int]:
     return [block for block, kind in enumerate(plan) if not repeats_products([kind])]
 
 
-def most_held(
-    activations: Sequence[float], wide: Sequence[float], gradient: float, waiting: float
+def peak_bytes(
+    activations: Sequence[float], absent: Sequence[float], gradient: float, state: float
 ) -> float:
     """Most bytes that activations, gradients and returning state take in the course of a step.
 
-    ``activations`` by block, in the order of the forward pass, and what of each waits on the host
-    while neither it nor a neighbour is at work; the others for each block.
+    ``activations`` by block, in the order of the forward pass, and ``absent``: what of each is on
+    the host while neither it nor a neighbour is at work; ``gradient`` and ``state`` for each block.
     """
     count = len(activations)
     kept_before = [0.0, *accumulate(activations)]
-    away_before = [0.0, *accumulate(wide)]
+    absent_before = [0.0, *accumulate(absent)]
 
-    def held(blocks: int) -> float:
+    def resident(blocks: int) -> float:
         """By the first so many blocks, the last of which is at work."""
-        return kept_before[blocks] - away_before[max(blocks - 1 - BESIDE, 0)]
+        return kept_before[blocks] - absent_before[max(blocks - 1 - PREFETCH_DEPTH, 0)]
 
     forward = [
-        held(block + 1) + (count - gone_before(block, count)) * waiting for block in range(count)
+        resident(block + 1) + (count - gone_before(block, count)) * state for block in range(count)
     ]
     backward = [
-        held(count - done) + done * gradient + back_after(done, count) * waiting
+        resident(count - done) + done * gradient + back_after(done, count) * state
         for done in range(count + 1)
     ]
     return max(*forward, *backward)
 
 
-def make_plan(room: Room, state_bytes: float, state: Place, wide: Place) -> Plan:
+def make_plan(
+    budget: MemoryBudget, state_bytes: float, state: Placement, activations: Placement
+) -> MemoryPlan:
     """What each block recomputes and what waits on the host, for these wishes.
 
     ``state_bytes`` is a block's part of the optimizer's state. ``auto`` moves anything only where
     matrix products would otherwise be repeated: the rest of what recomputation costs is not worth
     a bus that is always busy.
     """
-    kinds, waits = _with_state(state, room, state_bytes)
-    waiting = state_bytes if waits else 0.0
-    if wide == "host":
-        kinds = plan_recompute(room, waiting, room.blocks)
-        return Plan(kinds, waits, keep_products(kinds))
-    away = 0
-    while wide == "auto" and repeats_products(kinds) and away < room.most_away:
-        away += 1
-        kinds = plan_recompute(room, waiting, away)
-    return Plan(kinds, waits, keep_products(kinds)[:away])
+    kinds, optimizer_offloaded = _with_state(state, budget, state_bytes)
+    offloaded_state = state_bytes if optimizer_offloaded else 0.0
+    if activations == "host":
+        kinds = plan_recompute(budget, offloaded_state, budget.blocks)
+        return MemoryPlan(kinds, optimizer_offloaded, keep_products(kinds))
+    offloaded = 0
+    while activations == "auto" and repeats_products(kinds) and offloaded < budget.most_offloaded:
+        offloaded += 1
+        kinds = plan_recompute(budget, offloaded_state, offloaded)
+    return MemoryPlan(kinds, optimizer_offloaded, keep_products(kinds)[:offloaded])
 
 
-def _with_state(wish: Place, room: Room, state_bytes: float) -> tuple[list[Checkpointing], bool]:
+def _with_state(
+    wish: Placement, budget: MemoryBudget, state_bytes: float
+) -> tuple[list[Checkpointing], bool]:
     """The plan without activations on the host, and whether the optimizer's state waits there."""
-    staying = plan_recompute(room)
-    if wish == "gpu" or (wish == "auto" and not repeats_products(staying)):
-        return staying, False
-    waiting = plan_recompute(room, state_bytes)
-    if wish == "auto" and _kept_by(waiting) <= _kept_by(staying):
-        return staying, False
-    return waiting, True
+    resident_state = plan_recompute(budget)
+    if wish == "gpu" or (wish == "auto" and not repeats_products(resident_state)):
+        return resident_state, False
+    evicted_state = plan_recompute(budget, state_bytes)
+    if wish == "auto" and _kept_by(evicted_state) <= _kept_by(resident_state):
+        return resident_state, False
+    return evicted_state, True
 
 
 def repeats_products(plan: Sequence[Checkpointing]) -> bool:

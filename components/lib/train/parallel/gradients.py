@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from components.lib.train.parallel.layout import Layout, local_part
+from components.lib.train.parallel.layout import ParallelLayout, local_part
 
 
 def local_grad(parameter: nn.Parameter) -> torch.Tensor | None:
@@ -24,7 +24,7 @@ def local_grad(parameter: nn.Parameter) -> torch.Tensor | None:
 
 
 def complete_partial_gradients(
-    parameters: Mapping[str, nn.Parameter], partial: Iterable[str], layout: Layout
+    parameters: Mapping[str, nn.Parameter], partial: Iterable[str], layout: ParallelLayout
 ) -> None:
     """Make the gradients named in ``partial`` sums over the tensor-parallel group.
 
@@ -40,7 +40,7 @@ def complete_partial_gradients(
             grad.mul_(layout.tp)
 
 
-def average_over_replicas(parameters: Iterable[nn.Parameter], layout: Layout) -> None:
+def average_over_replicas(parameters: Iterable[nn.Parameter], layout: ParallelLayout) -> None:
     """Average the gradients of parameters that every rank holds whole, in one collective for all.
 
     All ranks get the same bits, so their copies cannot drift apart. FSDP has averaged those of
@@ -59,7 +59,7 @@ def average_over_replicas(parameters: Iterable[nn.Parameter], layout: Layout) ->
     torch._foreach_copy_(grads, views)
 
 
-def global_norm(parameters: Iterable[nn.Parameter], layout: Layout) -> torch.Tensor:
+def global_norm(parameters: Iterable[nn.Parameter], layout: ParallelLayout) -> torch.Tensor:
     """L2 norm of the whole gradient, fp32, the same on every rank.
 
     Every rank holds another part of the global gradient, but for replicas, which hold the same one;

@@ -38,7 +38,7 @@ ShardDim = Callable[[str], int | None]
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelLayout:
     """This process's place. Groups are None where the dimension has one rank."""
 
     rank: int
@@ -71,7 +71,7 @@ class Layout:
         return self.mesh["replicas", "shards"] if replicas > 1 else self.mesh["shards"]
 
 
-def start_processes(trainer: TrainerConfig, *, model_parallel: bool) -> Layout:
+def start_processes(trainer: TrainerConfig, *, model_parallel: bool) -> ParallelLayout:
     """Join the process group that torchrun describes (or be alone) and cut it into a layout.
 
     ``model_parallel`` also sets up megatron-core's groups. Raises UserError when the number of
@@ -109,7 +109,7 @@ def start_processes(trainer: TrainerConfig, *, model_parallel: bool) -> Layout:
     flat, flat_names = (shape[0], shape[1] * tp), ("replicas", "all")
     flat_mesh = init_device_mesh(device.type, flat, mesh_dim_names=flat_names)
     host_flat_mesh = init_device_mesh("cpu", flat, mesh_dim_names=flat_names) if cuda else flat_mesh
-    return Layout(
+    return ParallelLayout(
         rank=rank,
         world=world,
         tp=tp,
@@ -152,7 +152,7 @@ def check_layout(strategy: StrategyConfig, world: int) -> None:
 def shard_model(
     model: nn.Module,
     units: Iterable[nn.Module],
-    layout: Layout,
+    layout: ParallelLayout,
     trainer: TrainerConfig,
     shard_dim: ShardDim,
 ) -> None:
@@ -252,7 +252,7 @@ class ReduceInPlace(ReduceScatter):
         )
 
 
-def _over_all_ranks(layout: Layout) -> Any:
+def _over_all_ranks(layout: ParallelLayout) -> Any:
     """Placement of a parameter that is split over data- and tensor-parallel ranks alike."""
     from torch.distributed.fsdp._fully_shard._fsdp_common import (
         FSDPMeshInfo,
@@ -273,7 +273,7 @@ def local_part(value: torch.Tensor) -> torch.Tensor:
 
 
 def global_view(
-    local: torch.Tensor, like: torch.Tensor, layout: Layout, tp_dim: int | None
+    local: torch.Tensor, like: torch.Tensor, layout: ParallelLayout, tp_dim: int | None
 ) -> DTensor:
     """``local``, on the host, as this rank's block of the global tensor over the whole mesh.
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 
-class LentWeights:
+class ReplicatedWeights:
     """Low-precision copies that stand in for a model's parameters while it computes."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.lent = False
+        self.cast = False
         self._places: list[tuple[dict[str, nn.Parameter | None], str]] = []
         self._masters: list[nn.Parameter] = []
         self._copies: list[nn.Parameter] = []
@@ -36,33 +36,33 @@ class LentWeights:
                 self._copies.append(copy)
                 self._totals.append(torch.empty_like(master))
 
-    def lend(self) -> None:
+    def cast_in(self) -> None:
         """Put up-to-date copies in the place of the parameters."""
         with torch.no_grad():
             torch._foreach_copy_(list[Tensor](self._copies), list[Tensor](self._masters))
         self._place(self._copies)
-        self.lent = True
+        self.cast = True
 
-    def take_back(self) -> None:
+    def cast_out(self) -> None:
         """Put the parameters back and add the copies' gradients to theirs, in fp32."""
         self._place(self._masters)
-        self.lent = False
-        begun: list[tuple[Tensor, Tensor]] = []
-        held: list[tuple[Tensor, Tensor]] = []
+        self.cast = False
+        first: list[tuple[Tensor, Tensor]] = []
+        further: list[tuple[Tensor, Tensor]] = []
         for master, copy, total in zip(self._masters, self._copies, self._totals, strict=True):
             if copy.grad is None:
                 continue
-            (begun if master.grad is None else held).append((total, copy.grad))
+            (first if master.grad is None else further).append((total, copy.grad))
             master.grad, copy.grad = total, None
-        if begun:
-            torch._foreach_copy_([total for total, _ in begun], [grad for _, grad in begun])
-        if held:
-            torch._foreach_add_([total for total, _ in held], [grad for _, grad in held])
+        if first:
+            torch._foreach_copy_([total for total, _ in first], [grad for _, grad in first])
+        if further:
+            torch._foreach_add_([total for total, _ in further], [grad for _, grad in further])
 
     def _place(self, parameters: list[nn.Parameter]) -> None:
         # Module.__setattr__ would cost as much as what is saved here.
-        for (held, name), parameter in zip(self._places, parameters, strict=True):
-            held[name] = parameter
+        for (further, name), parameter in zip(self._places, parameters, strict=True):
+            further[name] = parameter
 
 
 def keep_whole(model: nn.Module, dtype: torch.dtype | None, methods: tuple[str, ...] = ()) -> None:
@@ -73,31 +73,31 @@ def keep_whole(model: nn.Module, dtype: torch.dtype | None, methods: tuple[str, 
     """
     if dtype is None:
         return
-    weights = LentWeights(model, dtype)
+    weights = ReplicatedWeights(model, dtype)
 
     def after(_: nn.Module, __: Any, output: Tensor | None) -> None:
         if output is None or not output.requires_grad:  # None: the pass raised an error
-            weights.take_back()
+            weights.cast_out()
             return
         # Called once when backward begins; what it queues runs when backward has ended.
         engine = Variable._execution_engine
-        output.register_hook(lambda _: engine.queue_callback(weights.take_back))
+        output.register_hook(lambda _: engine.queue_callback(weights.cast_out))
 
-    model.register_forward_pre_hook(lambda *_: weights.lend())
+    model.register_forward_pre_hook(lambda *_: weights.cast_in())
     model.register_forward_hook(after, always_call=True)
     for name in methods:
         setattr(model, name, _lending(weights, getattr(model, name)))
 
 
-def _lending(weights: LentWeights, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _lending(weights: ReplicatedWeights, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        if weights.lent:  # within another pass
+        if weights.cast:  # within another pass
             return method(*args, **kwargs)
-        weights.lend()
+        weights.cast_in()
         try:
             with torch.no_grad():
                 return method(*args, **kwargs)
         finally:
-            weights.take_back()
+            weights.cast_out()
 
     return call

@@ -16,13 +16,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from components.lib.train.parallel.layout import Layout, ShardDim
+from components.lib.train.parallel.layout import ParallelLayout, ShardDim
 
 
 def load_shards(
     model: nn.Module,
     folder: Path,
-    layout: Layout,
+    layout: ParallelLayout,
     shard_dim: ShardDim,
     extras: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
@@ -53,7 +53,7 @@ def load_shards(
 
 
 def _full_shape(
-    name: str, value: torch.Tensor, layout: Layout, shard_dim: ShardDim
+    name: str, value: torch.Tensor, layout: ParallelLayout, shard_dim: ShardDim
 ) -> tuple[int, ...]:
     shape = list(value.shape)
     dim = shard_dim(name)
@@ -63,7 +63,7 @@ def _full_shape(
 
 
 def _fill(
-    name: str, target: torch.Tensor, source: Any, layout: Layout, shard_dim: ShardDim
+    name: str, target: torch.Tensor, source: Any, layout: ParallelLayout, shard_dim: ShardDim
 ) -> None:
     if isinstance(target, DTensor):
         cut_into(target, source, layout, shard_dim(name))
@@ -71,7 +71,7 @@ def _fill(
         target.copy_(source[:] if target.dim() else source[...])
 
 
-def cut_into(target: DTensor, source: Any, layout: Layout, dim: int | None) -> None:
+def cut_into(target: DTensor, source: Any, layout: ParallelLayout, dim: int | None) -> None:
     """Copy this rank's block of ``source`` (a full tensor, or a slice reader of one).
 
     ``dim`` is the dimension that tensor parallelism splits.
@@ -89,7 +89,10 @@ def cut_into(target: DTensor, source: Any, layout: Layout, dim: int | None) -> N
 
 
 def gather_weights(
-    model: nn.Module, values: Mapping[str, torch.Tensor], layout: Layout, shard_dim: ShardDim
+    model: nn.Module,
+    values: Mapping[str, torch.Tensor],
+    layout: ParallelLayout,
+    shard_dim: ShardDim,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, full fp32 tensor on the host) of every parameter and buffer, one at a time.
 

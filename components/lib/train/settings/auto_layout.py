@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
 from components.lib.train.settings.config import (
-    DiffusionConfig,
-    TokenizerConfig,
+    DiffusionTrainingConfig,
+    TokenizerTrainingConfig,
     TrainConfigBase,
     TrainerConfig,
 )
@@ -29,14 +29,14 @@ AnyConfig = TypeVar("AnyConfig", bound=TrainConfigBase)
 
 def choose_tp(dit: DiTConfig, world: int, per_node: int, device_bytes: float) -> int:
     """Ranks that share each layer, of ``world`` ranks, ``per_node`` on each node."""
-    from components.lib.cosmos.flops import Layout, dit_memory
+    from components.lib.cosmos.flops import EstimatedLayout, dit_memory
 
     if per_node % GUIDE_TP == 0 and dit.heads % GUIDE_TP == 0:
         return GUIDE_TP
     sizes = [tp for tp in range(1, per_node + 1) if per_node % tp == 0 and dit.heads % tp == 0]
     for kept in ("selective", "full"):
         for tp in sizes:
-            layout = Layout(gpus=world, tp=tp, sequence_parallel=True, checkpointing=kept)
+            layout = EstimatedLayout(gpus=world, tp=tp, sequence_parallel=True, checkpointing=kept)
             if dit_memory(dit, GUIDE_TOKENS, layout).total <= USABLE * device_bytes:
                 return tp
     return sizes[-1]
@@ -53,7 +53,7 @@ def resolve_layout(config: AnyConfig, device_bytes: float | None = None) -> AnyC
     if not tp:
         tp = _chosen_tp(config, world, device_bytes)
     if not replicas:
-        replicas = world // tp if isinstance(config, TokenizerConfig) else 1
+        replicas = world // tp if isinstance(config, TokenizerTrainingConfig) else 1
     sizes = {"tensor_model_parallel_size": tp, "data_parallel_replicas": replicas}
     strategy = strategy.model_copy(update=sizes)
     trainer = config.trainer.model_copy(update={"strategy": strategy})
@@ -61,7 +61,7 @@ def resolve_layout(config: AnyConfig, device_bytes: float | None = None) -> AnyC
 
 
 def _chosen_tp(config: TrainConfigBase, world: int, device_bytes: float | None) -> int:
-    if isinstance(config, DiffusionConfig) and config.model.preset in DIT_PRESETS:
+    if isinstance(config, DiffusionTrainingConfig) and config.model.preset in DIT_PRESETS:
         per_node = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
         if device_bytes is None:
             device_bytes = _device_bytes(config.trainer.accelerator)
@@ -91,7 +91,10 @@ def compile_mode(trainer: TrainerConfig, world: int, device: str) -> str:
 
 
 def describe_choices(
-    config: DiffusionConfig | TokenizerConfig, world: int, device: str, attention: str = "auto"
+    config: DiffusionTrainingConfig | TokenizerTrainingConfig,
+    world: int,
+    device: str,
+    attention: str = "auto",
 ) -> str:
     """One line for the log: layout, precision, compilation, recomputation, attention.
 
@@ -111,7 +114,7 @@ def describe_choices(
         layout.append(f"{replicas} replicas")
     words = [f"{world} x {device}: {', '.join(layout)}", trainer.precision]
     compiled = "compiled" if trainer.compile else "not compiled"
-    if isinstance(config, TokenizerConfig):
+    if isinstance(config, TokenizerTrainingConfig):
         mode = f" ({compile_mode(trainer, world, device)})" if trainer.compile else ""
         return "; ".join([*words, f"encoder and decoder {compiled}{mode}, channels last"])
     if attention == "auto":

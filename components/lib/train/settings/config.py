@@ -19,7 +19,7 @@ from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 
 Task = Literal["diffusion", "tokenizer"]
 #: Of what need not be on the GPU all the time.
-Place = Literal["auto", "gpu", "host"]
+Placement = Literal["auto", "gpu", "host"]
 
 
 class LoraConfig(Frozen):
@@ -277,14 +277,14 @@ class TrainerConfig(Frozen):
         "something else needs memory there too.",
     )
     compile: bool = Field(default=False, description="Compile each block with torch.compile.")
-    optimizer_state: Place = Field(
+    optimizer_state: Placement = Field(
         default="auto",
         description="Where Adam's moments and the moving average are during forward and backward "
         "pass, while activations need the GPU's memory. The optimizer's step is on the GPU and "
         "computes the same either way. auto: on the host if recompute=auto would otherwise repeat "
         "matrix products and the host has the memory.",
     )
-    activations: Place = Field(
+    activations: Placement = Field(
         default="auto",
         description="Where the widest activation of compiled blocks (GELU's input, a third of what "
         "light keeps) is between forward and backward pass. It comes back unchanged. auto: on the "
@@ -421,7 +421,7 @@ class TrainConfigBase(Frozen):
     resume: ResumeConfig = Field(default=ResumeConfig(), description="Where to start.")
 
 
-class DiffusionConfig(TrainConfigBase):
+class DiffusionTrainingConfig(TrainConfigBase):
     """A diffusion post-training."""
 
     task: Literal["diffusion"] = Field(default="diffusion", description="Which training this is.")
@@ -429,7 +429,7 @@ class DiffusionConfig(TrainConfigBase):
     data: DiffusionData = Field(default=DiffusionData(), description="Data set.")
 
 
-class TokenizerConfig(TrainConfigBase):
+class TokenizerTrainingConfig(TrainConfigBase):
     """A tokenizer post-training."""
 
     task: Literal["tokenizer"] = Field(default="tokenizer", description="Which training this is.")
@@ -437,4 +437,6 @@ class TokenizerConfig(TrainConfigBase):
     data: TokenizerData = Field(default=TokenizerData(), description="Data set.")
 
 
-TrainConfig = Annotated[DiffusionConfig | TokenizerConfig, Field(discriminator="task")]
+TrainConfig = Annotated[
+    DiffusionTrainingConfig | TokenizerTrainingConfig, Field(discriminator="task")
+]

@@ -17,26 +17,26 @@ from collections.abc import Callable
 from components.lib.contract import UserError
 from components.lib.train.settings.config import (
     CheckpointConfig,
-    DiffusionConfig,
     DiffusionData,
     DiffusionModel,
+    DiffusionTrainingConfig,
     LogConfig,
     LrScheduler,
     OptimConfig,
     OptimizerConfig,
     StrategyConfig,
     TaskEncoder,
-    TokenizerConfig,
     TokenizerData,
     TokenizerModel,
+    TokenizerTrainingConfig,
     TrainerConfig,
 )
 
-AnyConfig = DiffusionConfig | TokenizerConfig
+AnyConfig = DiffusionTrainingConfig | TokenizerTrainingConfig
 
 
-def _diffusion(preset: str, factory: str) -> DiffusionConfig:
-    return DiffusionConfig(
+def _diffusion(preset: str, factory: str) -> DiffusionTrainingConfig:
+    return DiffusionTrainingConfig(
         model=DiffusionModel(preset=preset),
         trainer=TrainerConfig(
             max_steps=1000,
@@ -49,29 +49,29 @@ def _diffusion(preset: str, factory: str) -> DiffusionConfig:
     )
 
 
-def cosmos_diffusion_7b_text2world_finetune() -> DiffusionConfig:
+def cosmos_diffusion_7b_text2world_finetune() -> DiffusionTrainingConfig:
     """Cosmos-1.0-Diffusion-7B-Text2World, as the guide trains it (8 GPUs of 80 GB)."""
     return _diffusion("7B", "cosmos_diffusion_7b_text2world_finetune")
 
 
-def cosmos_diffusion_14b_text2world_finetune() -> DiffusionConfig:
+def cosmos_diffusion_14b_text2world_finetune() -> DiffusionTrainingConfig:
     """Cosmos-1.0-Diffusion-14B-Text2World, as the guide trains it (8 GPUs of 80 GB)."""
     return _diffusion("14B", "cosmos_diffusion_14b_text2world_finetune")
 
 
-def cosmos_diffusion_7b_video2world_finetune() -> DiffusionConfig:
+def cosmos_diffusion_7b_video2world_finetune() -> DiffusionTrainingConfig:
     """Cosmos-1.0-Diffusion-7B-Video2World: the first latent frames are given."""
     return _diffusion("7B-V2W", "cosmos_diffusion_7b_video2world_finetune")
 
 
-def cosmos_diffusion_14b_video2world_finetune() -> DiffusionConfig:
+def cosmos_diffusion_14b_video2world_finetune() -> DiffusionTrainingConfig:
     """Cosmos-1.0-Diffusion-14B-Video2World: the first latent frames are given."""
     return _diffusion("14B-V2W", "cosmos_diffusion_14b_video2world_finetune")
 
 
-def train_tokenizer() -> TokenizerConfig:
+def train_tokenizer() -> TokenizerTrainingConfig:
     """Cosmos-1.0-Tokenizer-CV8x8x8 or DV8x16x16 (`model.model`), as the guide trains it."""
-    return TokenizerConfig(
+    return TokenizerTrainingConfig(
         trainer=TrainerConfig(
             max_steps=1000,
             val_check_interval=100,
@@ -90,9 +90,9 @@ def train_tokenizer() -> TokenizerConfig:
     )
 
 
-def tiny_diffusion() -> DiffusionConfig:
+def tiny_diffusion() -> DiffusionTrainingConfig:
     """A four-layer DiT on small latents: the whole path in a minute on two CPU cores."""
-    return DiffusionConfig(
+    return DiffusionTrainingConfig(
         model=DiffusionModel(preset="tiny"),
         data=DiffusionData(),
         trainer=TrainerConfig(
@@ -114,8 +114,8 @@ def tiny_diffusion() -> DiffusionConfig:
     )
 
 
-def _tiny_tokenizer(model: str, factory: str) -> TokenizerConfig:
-    return TokenizerConfig(
+def _tiny_tokenizer(model: str, factory: str) -> TokenizerTrainingConfig:
+    return TokenizerTrainingConfig(
         model=TokenizerModel(model=model, perceptual_weight=(0.0, 0.0), gram_weight=(0.0, 0.0)),
         data=TokenizerData(
             task_encoder=TaskEncoder(
@@ -143,12 +143,12 @@ def _tiny_tokenizer(model: str, factory: str) -> TokenizerConfig:
     )
 
 
-def tiny_tokenizer() -> TokenizerConfig:
+def tiny_tokenizer() -> TokenizerTrainingConfig:
     """The continuous tokenizer with few channels on small crops."""
     return _tiny_tokenizer("tiny-cv", "tiny_tokenizer")
 
 
-def tiny_tokenizer_dv() -> TokenizerConfig:
+def tiny_tokenizer_dv() -> TokenizerTrainingConfig:
     """The discrete tokenizer with few channels on small crops."""
     return _tiny_tokenizer("tiny-dv", "tiny_tokenizer_dv")
 

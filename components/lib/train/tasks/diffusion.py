@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from components.lib.contract import UserError
-from components.lib.cosmos.diffusion.edm import edm_loss
+from components.lib.cosmos.diffusion.edm import NoiseConfig, edm_loss, validation_sigmas
 from components.lib.cosmos.dit.attention import AttentionBackend, choose
 from components.lib.cosmos.dit.block import TransformerBlock
 from components.lib.cosmos.dit.network import (
@@ -29,27 +29,15 @@ from components.lib.cosmos.dit.network import (
     tp_shard_dim,
 )
 from components.lib.cosmos.flops import dit_forward_flops
-from components.lib.shards.dataset import SampleSource, Split
+from components.lib.shards.dataset import SampleSource, Split, held_out_samples
 from components.lib.shards.prompts import PromptSource
 from components.lib.train.data.batches import Batch, to_device
-from components.lib.train.data.noise import GRID, SampleDraws, sigma_grid, validation_noise
-from components.lib.train.memory.activation_offload import (
-    BESIDE,
-    MIN_TOKENS_PER_HIDDEN,
-    WideActivations,
-)
-from components.lib.train.memory.optimizer_offload import host_bytes_left
-from components.lib.train.memory.recompute import (
-    Plan,
-    Room,
-    block_gradient_bytes,
-    device_bytes,
-    free_after_state,
-    keep_products,
-    make_plan,
-)
-from components.lib.train.parallel.layout import Layout
-from components.lib.train.settings.config import DiffusionConfig
+from components.lib.train.data.noise import GRID, SampleNoise, validation_noise
+from components.lib.train.memory.activation_offload import ActivationOffload
+from components.lib.train.memory.plan import plan_memory
+from components.lib.train.memory.recompute import MemoryPlan, device_bytes, keep_products
+from components.lib.train.parallel.layout import ParallelLayout
+from components.lib.train.settings.config import DiffusionTrainingConfig
 from components.lib.train.tasks.lora import (
     FACTORS,
     add_lora,
@@ -61,8 +49,6 @@ from components.lib.train.tasks.lora import shard_dim as lora_shard_dim
 from components.lib.train.tasks.task import Work
 
 log = logging.getLogger("cosmos.train")
-#: Host memory that each rank leaves for decoded data and the writing of checkpoints.
-HOST_RESERVE = 24 * 2**30
 LATENT_SUFFIX, EMBEDDING_SUFFIX, INFO_SUFFIX = (
     "video_latent.pth",
     "t5_text_embeddings.pth",
@@ -70,15 +56,15 @@ LATENT_SUFFIX, EMBEDDING_SUFFIX, INFO_SUFFIX = (
 )
 
 
-def dit_config(config: DiffusionConfig, start: Path | None) -> DiTConfig:
+def dit_config(config: DiffusionTrainingConfig, start: Path | None) -> DiTConfig:
     """Geometry from the starting folder, or from the preset when there is none."""
     if start is not None:
         from components.lib.cosmos.model_folder import read_model_config
 
-        found = read_model_config(start)
-        if found.family != "dit":
-            raise UserError(f"resume.restore_config.path holds a {found.family}, not a DiT.")
-        return DiTConfig.model_validate(found.config)
+        model = read_model_config(start)
+        if model.family != "dit":
+            raise UserError(f"resume.restore_config.path holds a {model.family}, not a DiT.")
+        return DiTConfig.model_validate(model.config)
     if config.model.preset not in DIT_PRESETS:
         raise UserError(
             f"There is no model.preset '{config.model.preset}'. Choose {', '.join(DIT_PRESETS)}."
@@ -87,12 +73,12 @@ def dit_config(config: DiffusionConfig, start: Path | None) -> DiTConfig:
 
 
 class DiffusionTask:
-    """See `components.lib.train.tasks.task.Task`."""
+    """See `components.lib.train.tasks.task.TrainingTask`."""
 
     def __init__(
         self,
-        config: DiffusionConfig,
-        layout: Layout,
+        config: DiffusionTrainingConfig,
+        layout: ParallelLayout,
         source: SampleSource,
         prompts: PromptSource,
         start: Path | None,
@@ -101,7 +87,7 @@ class DiffusionTask:
         """``largest``: [C, T, H, W] of the largest latent that will come, if that is known."""
         self.config, self.layout, self.source, self.prompts = config, layout, source, prompts
         self.largest = largest
-        self.wide: WideActivations | None = None
+        self.activation_offload: ActivationOffload | None = None
         if config.trainer.activations == "host" and not config.trainer.compile:
             raise UserError(
                 "trainer.activations=host needs trainer.compile=true: only compiled blocks give "
@@ -180,15 +166,13 @@ class DiffusionTask:
 
     def _row(self, number: int, shard: int, index: int) -> Batch:
         row = self._sample("train", shard, index)
-        draws = SampleDraws(
-            number, self.config.trainer.seed, self.config.model, row["latent"].shape
-        )
-        text = row["text"] if draws.keep_text else torch.zeros_like(row["text"])
+        draw = SampleNoise(number, self.config.trainer.seed, self.config.model, row["latent"].shape)
+        text = row["text"] if draw.keep_text else torch.zeros_like(row["text"])
         return row | {
             "text": text,
-            "noise": draws.noise,
-            "sigma": draws.sigma,
-            "condition_frames": torch.tensor(draws.condition_frames),
+            "noise": draw.noise,
+            "sigma": draw.sigma,
+            "condition_frames": torch.tensor(draw.condition_frames),
         }
 
     def _sample(self, split: Split, shard: int, index: int) -> Batch:
@@ -211,83 +195,48 @@ class DiffusionTask:
         """The EDM loss."""
         return self._edm(batch).loss, {}
 
-    def prepare(self, batch: Batch, passes: int) -> bool:
-        """Choose each block's recomputation, and what waits on the host during passes."""
+    def prepare(self, batch: Batch, passes: int) -> MemoryPlan:
+        """Choose each block's recomputation, and what is on the host during passes."""
         trainer = self.config.trainer
+        blocks = [block for block in self.units() if isinstance(block, TransformerBlock)]
+        kinds = [block.checkpointing for block in blocks]
         total, samples = device_bytes(self.layout.device), len(batch["latent"])
-        if (trainer.recompute != "auto" or total is None) and trainer.activations != "host":
-            return trainer.optimizer_state == "host"
+        planned = trainer.recompute == "auto" and total is not None
+        if not planned and trainer.activations != "host":
+            return MemoryPlan(kinds, trainer.optimizer_state == "host", [])
         # The first batch need not be the largest, and the plan must hold for all.
         shapes = [shape for shape in (batch["latent"].shape[1:], self._largest_latent()) if shape]
         tokens = max(self._tokens(shape) for shape in shapes)
-        if trainer.recompute == "auto" and total is not None:
-            plan = self._plan(total, tokens, samples, passes)
+        if planned and total is not None:
+            plan = plan_memory(
+                self.model,
+                self.dit,
+                self.layout,
+                trainer,
+                total_bytes=total,
+                samples=samples,
+                tokens=tokens,
+                passes=passes,
+            )
             configure_blocks(self._dit, checkpointing=plan.kinds, attention=self.attention)
         else:
-            kinds = [block.checkpointing for block in self._blocks()]
-            away = keep_products(kinds) if trainer.activations == "host" else []
-            plan = Plan(kinds, trainer.optimizer_state == "host", away)
-        if plan.away:
-            self.wide = WideActivations(
-                self._blocks(),
-                plan.away,
+            plan = MemoryPlan(kinds, trainer.optimizer_state == "host", keep_products(kinds))
+        if plan.offloaded:
+            self.activation_offload = ActivationOffload(
+                blocks,
+                plan.offloaded,
                 width=self.dit.ffn // self.layout.tp,
                 rows=samples * tokens,
                 dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32,
                 device=self.layout.device,
             )
-        return plan.state_waits
+        return plan
 
     def _largest_latent(self) -> tuple[int, ...] | None:
         """[C, T, H, W]: of the manifest, or of the biggest file in a folder."""
-        if self.largest is None and (place := self.source.biggest("train")):
-            self.largest = tuple(self._sample("train", *place)["latent"].shape)
+        if self.largest is None and (largest_sample := self.source.biggest("train")):
+            self.largest = tuple(self._sample("train", *largest_sample)["latent"].shape)
         return self.largest
-
-    def _blocks(self) -> list[TransformerBlock]:
-        return [block for block in self.units() if isinstance(block, TransformerBlock)]
-
-    def _plan(self, total: float, tokens: int, samples: int, passes: int) -> Plan:
-        """For a GPU of ``total`` bytes and clips of so many tokens; the same on every rank."""
-        trainer = self.config.trainer
-        ranks = self.layout.tp if self.layout.sequence_parallel else 1
-        rows = samples * tokens / ranks
-        ema = bool(trainer.ema_decay)
-        free = free_after_state(self.model, total, ema=ema, accumulates=passes > 1)
-        gradients = block_gradient_bytes(self.model)
-        state = (2 + ema) * gradients  # moments and average are fp32 as well
-        host = host_bytes_left() - self.dit.layers * state - HOST_RESERVE
-        # Recomputation repeats tensor-parallel collectives, so all ranks need the same plan.
-        tightest = torch.tensor([free, -rows, host], dtype=torch.float64, device=self.layout.device)
-        dist.all_reduce(tightest, op=dist.ReduceOp.MIN)
-        free, rows, host = float(tightest[0]), -float(tightest[1]), float(tightest[2])
-        wide = 2.0 * rows * ranks * self.dit.ffn / self.layout.tp
-        long = trainer.compile and tokens >= MIN_TOKENS_PER_HIDDEN * self.dit.hidden
-        room = Room(
-            blocks=self.dit.layers,
-            unit_bytes=rows * self.dit.hidden * 2,
-            free_bytes=free,
-            sequence_ranks=ranks,
-            usable=trainer.recompute_memory,
-            gradient_bytes=0.0 if passes > 1 else gradients,
-            wide_bytes=wide,
-            most_away=min(self.dit.layers - 1 - BESIDE, int(max(host, 0) / wide)) if long else 0,
-        )
-        place = "gpu" if trainer.optimizer_state == "auto" and host < 0 else trainer.optimizer_state
-        plan = make_plan(room, state, place, trainer.activations)
-        if self.layout.is_main:
-            kinds = ", ".join(f"{k} x {plan.kinds.count(k)}" for k in dict.fromkeys(plan.kinds))
-            waiting = ["the optimizer's state"] * plan.state_waits
-            if plan.away:
-                gib = len(plan.away) * wide / 2**30
-                waiting.append(f"{gib:.1f} GiB of activations of {len(plan.away)} blocks")
-            log.info(
-                "recompute for %.1f GiB of free memory: %s; on the host during passes: %s",
-                free / 2**30,
-                kinds,
-                " and ".join(waiting) or "nothing",
-            )
-        return plan
 
     def _edm(self, batch: Batch) -> Any:
         return edm_loss(
@@ -304,16 +253,17 @@ class DiffusionTask:
     def validation(self, folder: Path, step: int) -> dict[str, float]:
         """Mean loss over held-out samples x the sigma grid, and per noise level."""
         split, pairs = self.held_out()
-        grid = sigma_grid(self.config.model)
+        model = self.config.model
+        grid = validation_sigmas(GRID, NoiseConfig(mean=model.p_mean, std=model.p_std)).float()
         sums = torch.zeros(GRID, dtype=torch.float64, device=self.layout.device)
         jobs = [(sample, level) for sample in range(len(pairs)) for level in range(GRID)]
         rounds = -(-len(jobs) // self.layout.dp)
         self.model.eval()
         with torch.no_grad():
             for turn in range(rounds):
-                place = turn * self.layout.dp + self.layout.dp_rank
+                job = turn * self.layout.dp + self.layout.dp_rank
                 # FSDP needs every rank in every forward pass; idle ones repeat the last job.
-                sample, level = jobs[min(place, len(jobs) - 1)]
+                sample, level = jobs[min(job, len(jobs) - 1)]
                 row = self._sample(split, *pairs[sample])
                 row["noise"] = validation_noise(
                     sample, level, self.config.trainer.seed, row["latent"].shape
@@ -321,7 +271,7 @@ class DiffusionTask:
                 row["sigma"] = grid[level]
                 row["condition_frames"] = torch.tensor(1)
                 value = self._edm(to_device(_stack([row]), self.layout.device)).loss
-                if place < len(jobs):
+                if job < len(jobs):
                     sums[level] += value.double()
         self.model.train()
         dist.all_reduce(sums)
@@ -333,14 +283,9 @@ class DiffusionTask:
         return {"loss": sum(means) / GRID, **levels}
 
     def held_out(self) -> tuple[Split, list[tuple[int, int]]]:
-        """The split that validation reads (training if none is held out) and its first samples."""
-        split: Split = "validation" if sum(self.source.counts("validation")) else "train"
-        pairs = [
-            (shard, index)
-            for shard, count in enumerate(self.source.counts(split))
-            for index in range(count)
-        ]
-        return split, pairs[: self.config.trainer.limit_val_batches]
+        """The split that validation reads and the first of its samples."""
+        split, samples = held_out_samples(self.source)
+        return split, samples[: self.config.trainer.limit_val_batches]
 
     def work(self, batch: Batch) -> Work:
         """Tokens after patching."""

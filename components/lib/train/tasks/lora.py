@@ -23,7 +23,7 @@ from components.lib.cosmos.dit.config import DiTConfig
 from components.lib.cosmos.dit.network import DiT
 from components.lib.cosmos.dit.parallel import ColumnLinear, RowLinear, gated_linear
 from components.lib.train.data.sampler import seed_of
-from components.lib.train.parallel.layout import Layout, ShardDim
+from components.lib.train.parallel.layout import ParallelLayout, ShardDim
 from components.lib.train.parallel.weights import cut_into
 from components.lib.train.settings.config import LoraConfig
 
@@ -138,7 +138,7 @@ def partial_names(model: nn.Module) -> set[str]:
 
 
 @torch.no_grad()
-def draw_factors(model: nn.Module, layout: Layout, cut: ShardDim, seed: int) -> None:
+def draw_factors(model: nn.Module, layout: ParallelLayout, cut: ShardDim, seed: int) -> None:
     """A uniform as torch's linear layers start, B zero; the same in every layout."""
     for name, parameter in model.named_parameters():
         if not name.endswith(FACTORS):

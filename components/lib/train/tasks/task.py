@@ -12,6 +12,7 @@ from torch import nn
 from components.lib.contract import Frozen
 from components.lib.cosmos.dit.attention import AttentionBackend
 from components.lib.train.data.batches import Batch
+from components.lib.train.memory.recompute import MemoryPlan
 
 
 class Work(Frozen):
@@ -22,7 +23,7 @@ class Work(Frozen):
     forward_flops: float
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """A network, its data and its loss."""
 
     model: nn.Module
@@ -54,10 +55,10 @@ class Task(Protocol):
     def make_batch(self, samples: list[tuple[int, int, int]]) -> Batch:
         """Host tensors for (running number, shard, index) triples."""
 
-    def prepare(self, batch: Batch, passes: int) -> bool:
+    def prepare(self, batch: Batch, passes: int) -> MemoryPlan:
         """Once, before the first of ``passes`` a step: what depends on the size of a batch.
 
-        Returns whether the optimizer's state is to wait on the host during passes.
+        Returns what each unit keeps and what is offloaded to the host.
         """
 
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -20,8 +20,11 @@ from components.lib.contract import UserError
 from components.lib.cosmos.dit.attention import AttentionBackend
 from components.lib.cosmos.flops import video_flops
 from components.lib.cosmos.tokenizer.channels_last import use_channels_last
-from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
-from components.lib.cosmos.tokenizer.network import TokenizerConfig as NetworkConfig
+from components.lib.cosmos.tokenizer.network import (
+    TOKENIZER_PRESETS,
+    CosmosTokenizer,
+    TokenizerConfig,
+)
 from components.lib.cosmos.tokenizer.perceptual import (
     FlowNetwork,
     VGG16Features,
@@ -32,13 +35,14 @@ from components.lib.cosmos.tokenizer.perceptual import (
     scheduled,
 )
 from components.lib.report.quality import psnr, ssim
-from components.lib.shards.dataset import SampleSource, Split
+from components.lib.shards.dataset import SampleSource, Split, held_out_samples
 from components.lib.train.data.batches import Batch
 from components.lib.train.data.clips import ClipReader
 from components.lib.train.data.sampler import seed_of
-from components.lib.train.parallel.layout import Layout
+from components.lib.train.memory.recompute import MemoryPlan
+from components.lib.train.parallel.layout import ParallelLayout
 from components.lib.train.settings.auto_layout import compile_mode
-from components.lib.train.settings.config import TokenizerConfig
+from components.lib.train.settings.config import TokenizerTrainingConfig
 from components.lib.train.tasks.task import Work
 
 log = logging.getLogger("cosmos.train")
@@ -47,15 +51,15 @@ _MAX_BAD = 100
 _OFFICIAL = "Cosmos-1.0-Tokenizer-"
 
 
-def network_config(config: TokenizerConfig, start: Path | None) -> NetworkConfig:
+def network_config(config: TokenizerTrainingConfig, start: Path | None) -> TokenizerConfig:
     """Geometry from the starting folder, or from `model.model` when there is none."""
     if start is not None:
         from components.lib.cosmos.model_folder import read_model_config
 
-        found = read_model_config(start)
-        if found.family != "tokenizer":
-            raise UserError(f"model.jit_ckpt_pth holds a {found.family}, not a tokenizer.")
-        return NetworkConfig.model_validate(found.config)
+        model = read_model_config(start)
+        if model.family != "tokenizer":
+            raise UserError(f"model.jit_ckpt_pth holds a {model.family}, not a tokenizer.")
+        return TokenizerConfig.model_validate(model.config)
     preset = config.model.model.removeprefix(_OFFICIAL)
     if preset not in TOKENIZER_PRESETS:
         known = ", ".join(
@@ -66,12 +70,12 @@ def network_config(config: TokenizerConfig, start: Path | None) -> NetworkConfig
 
 
 class TokenizerTask:
-    """See `components.lib.train.tasks.task.Task`."""
+    """See `components.lib.train.tasks.task.TrainingTask`."""
 
     def __init__(
         self,
-        config: TokenizerConfig,
-        layout: Layout,
+        config: TokenizerTrainingConfig,
+        layout: ParallelLayout,
         source: SampleSource,
         vgg: VGG16Features | None,
         start: Path | None,
@@ -162,9 +166,11 @@ class TokenizerTask:
                 index = place - int(counts[:shard].sum())
         raise UserError(f"{_MAX_BAD} clips in a row could not be cut. The last one: {problem}")
 
-    def prepare(self, batch: Batch, passes: int) -> bool:
-        """Nothing depends on the size of a batch."""
-        return self.config.trainer.optimizer_state == "host"
+    def prepare(self, batch: Batch, passes: int) -> MemoryPlan:
+        """Nothing depends on the size of a batch, and no unit computes anything again."""
+        return MemoryPlan(
+            ["none"] * len(self.units()), self.config.trainer.optimizer_state == "host", []
+        )
 
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """L1 plus the feature terms that are on at this step."""
@@ -196,19 +202,9 @@ class TokenizerTask:
             "gram": scheduled(model.gram_weight, model.gram_boundary, step),
         }
 
-    def held_out(self) -> tuple[Split, list[tuple[int, int]]]:
-        """The split that validation reads and its videos, in order."""
-        split: Split = "validation" if sum(self.source.counts("validation")) else "train"
-        pairs = [
-            (shard, index)
-            for shard, count in enumerate(self.source.counts(split))
-            for index in range(count)
-        ]
-        return split, pairs
-
     def validation(self, folder: Path, step: int) -> dict[str, float]:
         """Loss, PSNR, SSIM (and code usage) over fixed clips; writes a picture per clip."""
-        split, pairs = self.held_out()
+        split, pairs = held_out_samples(self.source)
         clips = self.config.data.validation_clips
         sums = torch.zeros(3, dtype=torch.float64, device=self.layout.device)
         fsq = self._net.fsq
@@ -216,13 +212,13 @@ class TokenizerTask:
         self.model.eval()
         with torch.no_grad():
             for turn in range(-(-clips // self.layout.dp)):
-                place = turn * self.layout.dp + self.layout.dp_rank
-                number = min(place, clips - 1)
+                job = turn * self.layout.dp + self.layout.dp_rank
+                number = min(job, clips - 1)
                 video = self._validation_clip(split, pairs, number)
                 rebuilt = self.model(video).float().clamp(-1, 1)
                 if fsq is not None:
                     used[fsq.indices(self._net.encode(video)).flatten()] = 1
-                if place < clips:
+                if job < clips:
                     sums[0] += l1(video, rebuilt).double()
                     original, other = _pictures(video), _pictures(rebuilt)
                     sums[1] += psnr(original, other)
@@ -279,7 +275,7 @@ class TokenizerTask:
 
     def describe(self) -> dict[str, Any]:
         """Geometry, validation split, counts."""
-        split, pairs = self.held_out()
+        split, pairs = held_out_samples(self.source)
         return {
             "family": "tokenizer",
             "name": self.name,
@@ -302,7 +298,7 @@ def compile_networks(net: CosmosTokenizer, mode: str, backend: str = "inductor")
         part.forward = torch.compile(part.forward, backend=backend, mode=chosen)
 
 
-def needs_flow(config: TokenizerConfig) -> bool:
+def needs_flow(config: TokenizerTrainingConfig) -> bool:
     """Whether the flow term is on at some step of the run. Raises UserError without a network."""
     model, last = config.model, config.trainer.max_steps - 1
     needed = any(scheduled(model.flow_weight, model.flow_boundary, step) for step in (0, last))
@@ -311,7 +307,7 @@ def needs_flow(config: TokenizerConfig) -> bool:
     return needed
 
 
-def needs_vgg(config: TokenizerConfig) -> bool:
+def needs_vgg(config: TokenizerTrainingConfig) -> bool:
     """Whether a feature term is on at some step of the run. Raises UserError without weights."""
     model, last = config.model, config.trainer.max_steps - 1
     terms = (
@@ -355,7 +351,7 @@ def _picture(original: torch.Tensor, rebuilt: torch.Tensor, path: Path) -> None:
     Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()).save(path)
 
 
-def _name(config: TokenizerConfig, start: Path | None) -> str:
+def _name(config: TokenizerTrainingConfig, start: Path | None) -> str:
     if start is None:
         return config.model.model
     from components.lib.cosmos.model_folder import read_model_config

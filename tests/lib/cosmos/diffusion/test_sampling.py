@@ -21,7 +21,7 @@ from components.lib.cosmos.diffusion.sampling import (
     guided_denoiser,
     initial_noise,
     sample,
-    sigma_grid,
+    sampler_sigmas,
 )
 from components.lib.cosmos.diffusion.text_to_video import (
     StoredEmbedding,
@@ -51,13 +51,13 @@ def small_model(seed: int = 0) -> DiT:
 def test_sigma_grid_equals_diffusers(steps: int) -> None:
     scheduler = EDMEulerScheduler()
     scheduler.set_timesteps(steps)
-    ours = sigma_grid(steps, 80.0, 0.002, 7.0)
+    ours = sampler_sigmas(steps, 80.0, 0.002, 7.0)
     assert torch.equal(ours.float(), scheduler.sigmas[:-1])
     assert torch.allclose(0.25 * ours.float().log(), scheduler.timesteps)
 
 
 def test_reference_grid_has_36_levels_from_80_to_0_002() -> None:
-    grid = sigma_grid(36, 80.0, 0.002, 7.0)
+    grid = sampler_sigmas(36, 80.0, 0.002, 7.0)
     assert len(grid) == 36
     assert grid[0] == pytest.approx(80.0) and grid[-1] == pytest.approx(0.002)
     assert (grid.diff() < 0).all()
@@ -150,7 +150,7 @@ def test_res_is_exact_when_the_clean_latent_is_known(value: float, steps: int) -
 
 def test_res_step_matches_the_published_coefficients() -> None:
     """b1 = φ1 - φ2 / c2, b2 = φ2 / c2 with φ of -h and c2 = (λ_before - λ) / h, by hand."""
-    sigmas = sigma_grid(3, 80.0, 0.002, 7.0).tolist()
+    sigmas = sampler_sigmas(3, 80.0, 0.002, 7.0).tolist()
     answers = iter([torch.tensor(2.0), torch.tensor(-1.0), torch.tensor(0.0)])
     seen = []
 

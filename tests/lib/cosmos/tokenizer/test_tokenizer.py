@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.lib.contract import UserError
+from components.lib.cosmos.tokenizer import network as module
 from components.lib.cosmos.tokenizer.network import (
     TOKENIZER_PRESETS,
     CosmosTokenizer,
     TokenizerConfig,
     default_statistics,
 )
-from components.lib.cosmos.tokenizer.network import network as module
 from components.lib.cosmos.tokenizer.tiling import tiled
 
 SMALL = TokenizerConfig(channels=8, multipliers=(1, 2, 2), res_blocks=1, window=17)

@@ -21,7 +21,7 @@ from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
 from components.lib.train.checkpoint import checkpoint
 from components.lib.train.checkpoint.checkpoint import Checkpoints, DamagedCheckpoint
-from components.lib.train.checkpoint.storage import LocalPlace
+from components.lib.train.checkpoint.storage import FolderStorage
 from components.lib.train.parallel.layout import start_processes, stop_processes
 from components.lib.train.settings.config import CheckpointConfig, TrainerConfig
 
@@ -29,7 +29,7 @@ from components.lib.train.settings.config import CheckpointConfig, TrainerConfig
 NAMES = ("model.a", "model.b", "model.c")
 
 
-class Watched(LocalPlace):
+class Watched(FolderStorage):
     """Notes what is fetched."""
 
     def __init__(self, root: Path, refuses: bool) -> None:

@@ -22,13 +22,13 @@ from components.lib.manifest import FileEntry
 from components.lib.store import ObjectStore
 from components.lib.train.checkpoint import checkpoint
 from components.lib.train.checkpoint.checkpoint import Checkpoints, DamagedCheckpoint
-from components.lib.train.checkpoint.storage import LocalPlace, Place, StorePlace
-from components.lib.train.parallel.layout import Layout, start_processes, stop_processes
+from components.lib.train.checkpoint.storage import FolderStorage, ObjectStorage, Storage
+from components.lib.train.parallel.layout import ParallelLayout, start_processes, stop_processes
 from components.lib.train.settings.config import CheckpointConfig, TrainerConfig
 
 
 @pytest.fixture
-def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
+def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[ParallelLayout]:
     """This process alone."""
     monkeypatch.delenv("RANK", raising=False)
     yield start_processes(TrainerConfig(accelerator="cpu"), model_parallel=False)
@@ -38,23 +38,27 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
 @pytest.fixture(params=["local", "store"])
 def place(
     request: pytest.FixtureRequest, store: ObjectStore, storage_root: str, tmp_path: Path
-) -> Place:
+) -> Storage:
     if request.param == "local":
-        return LocalPlace(tmp_path / "run")
-    return StorePlace(store, storage_root + "/run")
+        return FolderStorage(tmp_path / "run")
+    return ObjectStorage(store, storage_root + "/run")
 
 
-def tensor(layout: Layout, value: float) -> dict[str, torch.Tensor]:
+def tensor(layout: ParallelLayout, value: float) -> dict[str, torch.Tensor]:
     local = torch.full((3, 2), value)
     placements = (Replicate(), Shard(0))
     return {"model.w": DTensor.from_local(local, layout.host_flat_mesh, placements)}
 
 
-def checkpoints(place: Place, layout: Layout, folder: Path, **settings: object) -> Checkpoints:
+def checkpoints(
+    place: Storage, layout: ParallelLayout, folder: Path, **settings: object
+) -> Checkpoints:
     return Checkpoints(place, layout, CheckpointConfig.model_validate(settings), folder)
 
 
-def test_the_newest_and_the_best_are_kept(place: Place, layout: Layout, tmp_path: Path) -> None:
+def test_the_newest_and_the_best_are_kept(
+    place: Storage, layout: ParallelLayout, tmp_path: Path
+) -> None:
     saves = checkpoints(place, layout, tmp_path / "work", save_top_k=2)
     for step, loss in ((1, 0.9), (2, 0.3), (3, 0.5), (4, None), (5, 0.4)):
         state = {} if loss is None else {"validation_loss": loss}
@@ -64,7 +68,7 @@ def test_the_newest_and_the_best_are_kept(place: Place, layout: Layout, tmp_path
     assert not [name for name in place.names("checkpoints/") if "00000001" in name]
 
 
-def test_what_was_saved_comes_back(place: Place, layout: Layout, tmp_path: Path) -> None:
+def test_what_was_saved_comes_back(place: Storage, layout: ParallelLayout, tmp_path: Path) -> None:
     saves = checkpoints(place, layout, tmp_path / "work")
     saves.save(7, tensor(layout, 7.5), {"consumed_samples": 28}, "a line\n")
     saves.wait()
@@ -80,7 +84,7 @@ def test_what_was_saved_comes_back(place: Place, layout: Layout, tmp_path: Path)
 
 
 def test_a_large_state_is_several_files(
-    place: Place, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Storage, layout: ParallelLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "FILE_BYTES", 50)  # two of the tensors of 24 bytes
     names = [f"model.{letter}" for letter in "abcde"]
@@ -97,7 +101,7 @@ def test_a_large_state_is_several_files(
     assert [views[name].to_local()[0, 0].item() for name in names] == [0, 1, 2, 3, 4]  # type: ignore[attr-defined]
 
 
-def test_files_are_as_dcp_itself_would_write_them(layout: Layout, tmp_path: Path) -> None:
+def test_files_are_as_dcp_itself_would_write_them(layout: ParallelLayout, tmp_path: Path) -> None:
     """The oracle: torch's own writer of the same tensors, of several shapes and types."""
     values = {
         "model.w": tensor(layout, 1.5)["model.w"],
@@ -105,9 +109,9 @@ def test_files_are_as_dcp_itself_would_write_them(layout: Layout, tmp_path: Path
         "ema.b": torch.arange(6, dtype=torch.bfloat16).reshape(3, 2),
         "model.none": torch.empty(0, 4),
     }
-    checkpoints(LocalPlace(tmp_path / "run"), layout, tmp_path / "work", asynchronous=False).save(
-        1, values, {}, ""
-    )
+    checkpoints(
+        FolderStorage(tmp_path / "run"), layout, tmp_path / "work", asynchronous=False
+    ).save(1, values, {}, "")
     theirs = tmp_path / "theirs"
     writer = HuggingFaceStorageWriter(str(theirs), save_distributed=True)
     dcp.save(values, storage_writer=writer, process_group=dist.group.WORLD)
@@ -128,13 +132,13 @@ def test_files_are_as_dcp_itself_would_write_them(layout: Layout, tmp_path: Path
 
 
 def test_the_disk_holds_only_what_is_on_its_way(
-    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: ParallelLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "FILE_BYTES", 24)  # a file for each tensor
     monkeypatch.setattr(checkpoint, "TRANSFERS", 1)
     work, seen = tmp_path / "work", []
 
-    class Watched(LocalPlace):
+    class Watched(FolderStorage):
         def put(self, source: Path, name: str, *, move: bool = False) -> FileEntry:
             seen.append(len(list(work.rglob("*.safetensors"))))
             return super().put(source, name)  # leaves the source, as a store does
@@ -146,10 +150,10 @@ def test_the_disk_holds_only_what_is_on_its_way(
 
 
 def test_others_may_read_what_a_run_leaves_in_a_shared_folder(
-    layout: Layout, tmp_path: Path
+    layout: ParallelLayout, tmp_path: Path
 ) -> None:
     """As much as the umask lets them read any new file."""
-    saves = checkpoints(LocalPlace(tmp_path / "run"), layout, tmp_path / "work")
+    saves = checkpoints(FolderStorage(tmp_path / "run"), layout, tmp_path / "work")
     saves.save(1, tensor(layout, 1.0), {}, "")
     saves.wait()
     plain = tmp_path / "plain"
@@ -160,14 +164,14 @@ def test_others_may_read_what_a_run_leaves_in_a_shared_folder(
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_restore_leaves_a_local_run_as_it_is(
-    links: bool, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    links: bool, layout: ParallelLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
         raise OSError("no links on this file system")
 
     if not links:
         monkeypatch.setattr(os, "link", refused)
-    saves = checkpoints(LocalPlace(tmp_path / "run"), layout, tmp_path / "work")
+    saves = checkpoints(FolderStorage(tmp_path / "run"), layout, tmp_path / "work")
     saves.save(1, tensor(layout, 2.5), {}, "")
     saves.wait()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -192,7 +196,7 @@ def test_files_hold_what_fits_in_order(sizes: list[int], limit: int) -> None:
 
 
 def test_a_checkpoint_without_manifest_is_not_seen(
-    place: Place, layout: Layout, tmp_path: Path
+    place: Storage, layout: ParallelLayout, tmp_path: Path
 ) -> None:
     saves = checkpoints(place, layout, tmp_path / "work")
     saves.save(1, tensor(layout, 1.0), {}, "")
@@ -203,7 +207,9 @@ def test_a_checkpoint_without_manifest_is_not_seen(
     assert saves.newest(before=found[0]) is None
 
 
-def test_a_damaged_checkpoint_is_refused(place: Place, layout: Layout, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused(
+    place: Storage, layout: ParallelLayout, tmp_path: Path
+) -> None:
     saves = checkpoints(place, layout, tmp_path / "work")
     saves.save(1, tensor(layout, 1.0), {}, "")
     saves.wait()
@@ -215,10 +221,10 @@ def test_a_damaged_checkpoint_is_refused(place: Place, layout: Layout, tmp_path:
         saves.load(*found, tensor(layout, 0.0), 0)
 
 
-def test_an_error_of_the_writing_thread_surfaces(layout: Layout, tmp_path: Path) -> None:
+def test_an_error_of_the_writing_thread_surfaces(layout: ParallelLayout, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the folder should be")
-    saves = checkpoints(LocalPlace(blocked), layout, tmp_path / "work")
+    saves = checkpoints(FolderStorage(blocked), layout, tmp_path / "work")
     saves.save(1, tensor(layout, 1.0), {}, "")
     with pytest.raises(OSError):
         saves.wait()

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.lib.contract import UserError
+from components.lib.cosmos.diffusion.edm import validation_sigmas
 from components.lib.shards.cache import ShardCache, ShardRef
 from components.lib.shards.dataset import open_source
 from components.lib.shards.latents import parse_latent
 from components.lib.store import ObjectStore
 from components.lib.train.data.clips import ClipReader
 from components.lib.train.data.loader import Loader
-from components.lib.train.data.noise import SampleDraws, sigma_grid
-from components.lib.train.data.sampler import SampleOrder, numbers_of
+from components.lib.train.data.noise import SampleNoise
+from components.lib.train.data.sampler import Sampler, numbers_of
 from components.lib.train.settings.config import DiffusionModel, TaskEncoder
 
 COUNTS = st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(lambda counts: sum(counts) > 0)
@@ -29,7 +30,7 @@ COUNTS = st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(lambda count
 def test_every_epoch_visits_every_sample_once(
     counts: list[int], seed: int, window: int, shuffle: bool
 ) -> None:
-    order = SampleOrder(counts, seed=seed, window=window, shuffle=shuffle)
+    order = Sampler(counts, seed=seed, window=window, shuffle=shuffle)
     everything = [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
     for epoch in range(3):
         start = epoch * order.total
@@ -40,7 +41,7 @@ def test_every_epoch_visits_every_sample_once(
 def test_only_the_shards_of_one_window_are_needed_at_a_time(
     counts: list[int], seed: int, window: int
 ) -> None:
-    order = SampleOrder(counts, seed=seed, window=window, shuffle=True)
+    order = Sampler(counts, seed=seed, window=window, shuffle=True)
     shards = [order.at(n)[0] for n in range(order.total)]
     spans = {s: (shards.index(s), len(shards) - shards[::-1].index(s)) for s in set(shards)}
     for position in range(order.total):
@@ -49,7 +50,7 @@ def test_only_the_shards_of_one_window_are_needed_at_a_time(
 
 def test_shuffling_depends_on_seed_and_epoch() -> None:
     def epoch(seed: int, number: int) -> list[tuple[int, int]]:
-        order = SampleOrder([20, 20], seed=seed, window=2, shuffle=True)
+        order = Sampler([20, 20], seed=seed, window=2, shuffle=True)
         return [order.at(n) for n in range(40 * number, 40 * number + 40)]
 
     assert epoch(1, 0) == epoch(1, 0)
@@ -68,7 +69,7 @@ def test_samples_of_one_size_follow_each_other(
     shards: list[tuple[int, str]], seed: int, window: int, run: int
 ) -> None:
     counts, sizes = [count for count, _ in shards], [size for _, size in shards]
-    order = SampleOrder(counts, seed=seed, window=window, shuffle=True, sizes=sizes, run=run)
+    order = Sampler(counts, seed=seed, window=window, shuffle=True, sizes=sizes, run=run)
     everything = [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
     for epoch in range(3):
         visited = [order.at(n) for n in range(epoch * order.total, (epoch + 1) * order.total)]
@@ -84,8 +85,8 @@ def test_samples_of_one_size_follow_each_other(
 
 @given(COUNTS, st.integers(0, 99), st.integers(1, 4))
 def test_data_of_one_size_keeps_its_order(counts: list[int], seed: int, window: int) -> None:
-    plain = SampleOrder(counts, seed=seed, window=window, shuffle=True)
-    alike = SampleOrder(
+    plain = Sampler(counts, seed=seed, window=window, shuffle=True)
+    alike = Sampler(
         counts, seed=seed, window=window, shuffle=True, sizes=["one"] * len(counts), run=8
     )
     assert [plain.at(n) for n in range(2 * plain.total)] == [
@@ -95,7 +96,7 @@ def test_data_of_one_size_keeps_its_order(counts: list[int], seed: int, window: 
 
 def test_frequent_sizes_come_frequently_and_not_one_after_the_other() -> None:
     shards = [(64, "short")] * 30 + [(64, "long")] * 10
-    order = SampleOrder(
+    order = Sampler(
         [count for count, _ in shards],
         seed=1,
         window=8,
@@ -126,13 +127,13 @@ def test_ranks_and_micro_batches_share_out_one_global_batch(
 
 def test_draws_are_the_sample_s_own() -> None:
     shape = torch.Size((16, 2, 4, 4))
-    one, again, other = (SampleDraws(n, 1, DiffusionModel(), shape) for n in (5, 5, 6))
+    one, again, other = (SampleNoise(n, 1, DiffusionModel(), shape) for n in (5, 5, 6))
     assert torch.equal(one.noise, again.noise) and one.sigma == again.sigma
     assert not torch.equal(one.noise, other.noise) and one.sigma != other.sigma
 
 
 def test_draws_have_the_published_distribution() -> None:
-    draws = [SampleDraws(n, 1, DiffusionModel(), torch.Size((1,))) for n in range(4000)]
+    draws = [SampleNoise(n, 1, DiffusionModel(), torch.Size((1,))) for n in range(4000)]
     logs = torch.stack([draw.sigma for draw in draws]).log()
     assert logs.mean().item() == pytest.approx(0.0, abs=0.06)
     assert logs.std().item() == pytest.approx(1.0, abs=0.05)
@@ -142,7 +143,7 @@ def test_draws_have_the_published_distribution() -> None:
 
 
 def test_the_validation_grid_stands_for_the_training_distribution() -> None:
-    grid = sigma_grid(DiffusionModel(), 4).log()
+    grid = validation_sigmas(4).float().log()
     quantiles = torch.distributions.Normal(0, 1).icdf(torch.tensor([0.125, 0.375, 0.625, 0.875]))
     torch.testing.assert_close(grid, quantiles.float(), rtol=1e-5, atol=1e-5)
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from components.lib.contract import UserError
 from components.lib.manifest import MANIFEST_NAME, FileEntry, Manifest
-from components.lib.shards.cache import TarIndex
 from components.lib.shards.dataset import open_source
 from components.lib.shards.guide import guide_parts
 from components.lib.shards.latents import parse_latent
+from components.lib.shards.tar import IndexedShard
 from components.lib.store import ObjectStore
 
 
@@ -41,7 +41,7 @@ def guide_folder(
         (folder / split).mkdir()
         number = 0
         for shard in sorted(latent_folder.glob(f"{split}-*.tar")):
-            tar = TarIndex(shard)
+            tar = IndexedShard(shard)
             for index in range(len(tar.samples)):
                 latent, info = parse_latent(tar.read(index)[1])
                 embedding = load_file(

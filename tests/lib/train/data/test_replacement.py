@@ -13,7 +13,7 @@ import pytest
 from components.lib.contract import UserError
 from components.lib.store import StoreError
 from components.lib.train.parallel.layout import start_processes, stop_processes
-from components.lib.train.settings.config import TokenizerConfig, TrainerConfig
+from components.lib.train.settings.config import TokenizerTrainingConfig, TrainerConfig
 from components.lib.train.settings.recipes import recipe
 from components.lib.train.tasks.tokenizer import TokenizerTask
 from components.lib.video.encode import write_mp4
@@ -93,7 +93,7 @@ def make_task(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Token
     """A tokenizer's training on one process over a data set."""
     monkeypatch.delenv("RANK", raising=False)
     config = recipe("tiny_tokenizer")
-    assert isinstance(config, TokenizerConfig)
+    assert isinstance(config, TokenizerTrainingConfig)
     layout = start_processes(TrainerConfig(accelerator="cpu"), model_parallel=False)
     yield lambda source: TokenizerTask(config, layout, source, None, None)
     stop_processes()

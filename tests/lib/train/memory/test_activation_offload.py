@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from components.lib.contract import UserError
-from components.lib.train.memory.activation_offload import WideActivation
+from components.lib.train.memory.activation_offload import OffloadedActivation
 from components.lib.train.memory.optimizer_offload import leaving_at
 from components.lib.train.tasks.diffusion import DiffusionTask
 from tests.lib.train.memory.test_optimizer_offload import LAYERS, Run
@@ -18,14 +18,17 @@ from tests.lib.train.memory.test_optimizer_offload import LAYERS, Run
 ON_THE_HOST: dict[str, Any] = {"recompute": "light", "compile": True, "activations": "host"}
 
 
-def away(run: Run) -> list[bool]:
+def on_host(run: Run) -> list[bool]:
     """For each block whether its activation is on the host alone."""
     task = run.engine.task
     assert isinstance(task, DiffusionTask)
-    if task.wide is None:
+    if task.activation_offload is None:
         return []
-    wide = task.wide._wide
-    return [wide[block]._like is not None and wide[block]._here is None for block in range(LAYERS)]
+    activations = task.activation_offload._activations
+    return [
+        activations[block]._template is not None and activations[block]._on_device is None
+        for block in range(LAYERS)
+    ]
 
 
 @pytest.mark.parametrize("more", [{}, {"accumulate_grad_batches": 2, "optimizer_state": "host"}])
@@ -36,21 +39,21 @@ def test_training_is_the_same_bit_for_bit(more: dict[str, Any]) -> None:
         with Run(**{**ON_THE_HOST, "activations": place, **more}) as run:
             results.append((run.steps(), run.state()))
             # whether every block's activation went through the host, or none
-            assert away(run) == [True] * LAYERS * (place == "host")
+            assert on_host(run) == [True] * LAYERS * (place == "host")
     (losses, state), (other_losses, other_state) = results
     assert losses == other_losses
     for name, value in state.items():
         assert torch.equal(value, other_state[name]), name
 
 
-def test_it_is_away_while_other_blocks_are_at_work() -> None:
+def test_it_is_on_the_host_while_other_blocks_are_at_work() -> None:
     torch._dynamo.reset()
     with Run(**ON_THE_HOST) as run:
         run.steps(1)
         seen: dict[str, list[list[int]]] = {"forward": [], "backward": []}
 
         def here() -> list[int]:
-            return [block for block, gone in enumerate(away(run)) if not gone]
+            return [block for block, gone in enumerate(on_host(run)) if not gone]
 
         def look(block: nn.Module, _: object, output: torch.Tensor) -> None:
             seen["forward"].append(here())
@@ -90,17 +93,17 @@ def _refuse(*_: object) -> None:
 
 
 def test_values_come_back_whatever_their_size() -> None:
-    wide = WideActivation(torch.device("cpu"), None)
-    wide.prepare(12, torch.float32)
+    activations = OffloadedActivation(torch.device("cpu"), None)
+    activations.prepare(12, torch.float32)
     for shape in [(3, 4), (2, 4)]:  # a smaller clip uses the beginning of the buffer
         value = torch.randn(shape)
         expected = value.clone()
-        wide.leave(value)
-        wide.let_go()
+        activations.offload(value)
+        activations.release()
         value.zero_()
-        assert torch.equal(wide.take(), expected)
-    wide.leave(expected)
-    assert wide.take() is expected, "it never went, so nothing is copied back"
+        assert torch.equal(activations.fetch(), expected)
+    activations.offload(expected)
+    assert activations.fetch() is expected, "it never went, so nothing is copied back"
 
 
 def stalled(

@@ -16,15 +16,15 @@ def test_copies_do_not_follow_the_weights_and_buffers_are_used_again() -> None:
     copies = HostCopies(torch.device("cpu"))
     weight = torch.arange(6.0).reshape(2, 3)
     copies.begin()
-    first = copies.take("w", weight)
+    first = copies.copy_out("w", weight)
     copies.end()
-    copies.hold_back()
+    copies.fence()
     weight.add_(1)
     copies.wait()
     assert torch.equal(first, torch.arange(6.0).reshape(2, 3))
     address = first.data_ptr()
     copies.begin()
-    second = copies.take("w", weight)
+    second = copies.copy_out("w", weight)
     copies.end()
     assert second.data_ptr() == address
     assert torch.equal(second, weight)
@@ -40,7 +40,7 @@ def test_all_of_a_buffer_is_touched(shape: list[int], part: int) -> None:
 
 def test_a_tensor_of_another_shape_gets_a_new_buffer() -> None:
     copies = HostCopies(torch.device("cpu"))
-    small = copies.take("w", torch.ones(2))
-    large = copies.take("w", torch.ones(3, dtype=torch.float64))
+    small = copies.copy_out("w", torch.ones(2))
+    large = copies.copy_out("w", torch.ones(3, dtype=torch.float64))
     assert (large.shape, large.dtype) == ((3,), torch.float64)
     assert small.shape == (2,)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.lib.train.memory import optimizer_offload
+from components.lib.train.memory import optimizer_offload, plan
 from components.lib.train.memory.host_copies import HostCopies
 from components.lib.train.memory.optimizer_offload import (
     back_after,
@@ -19,7 +19,7 @@ from components.lib.train.memory.optimizer_offload import (
 )
 from components.lib.train.memory.recompute import free_after_state
 from components.lib.train.parallel.layout import local_part, start_processes, stop_processes
-from components.lib.train.settings.config import DiffusionConfig
+from components.lib.train.settings.config import DiffusionTrainingConfig
 from components.lib.train.tasks import diffusion
 from tests.benchmarks.gpu.random_dit import GEOMETRIES, RandomTask, Shape, build
 
@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, latent: Shape = LATENT, **trainer: Any) -> None:
         self.latent = latent
-        self.config = DiffusionConfig.model_validate(
+        self.config = DiffusionTrainingConfig.model_validate(
             {
                 "model": {"preset": "tiny"},
                 "trainer": {
@@ -78,7 +78,7 @@ def test_training_is_the_same_bit_for_bit(more: dict[str, Any]) -> None:
     for place in ("gpu", "host"):
         with Run(optimizer_state=place, **more) as run:
             results.append((run.steps(), run.state()))
-            assert (run.engine.waiting is not None) == (place == "host")
+            assert (run.engine.optimizer_offload is not None) == (place == "host")
     (losses, state), (other_losses, other_state) = results
     assert losses == other_losses
     assert state.keys() == other_state.keys()
@@ -120,7 +120,7 @@ def test_it_is_chosen_by_the_memory_there_is(
     # In activations of 2,048 tokens x 128 x 2 bytes = 0.5 MiB: attention outputs kept and one block
     # at work are 8 x 2.2 + 8 = 25.6, products kept in a block 10 more. A block's 184,384 weights
     # are 1.41, its moments 2.81. 0.94 x 60 = 56.4 are enough for 3 blocks; 56.4 + 8 x 2.81 for 5.
-    monkeypatch.setattr(diffusion, "host_bytes_left", lambda: host_gib * 2.0**30)
+    monkeypatch.setattr(plan, "host_bytes_left", lambda: host_gib * 2.0**30)
     with Run((16, 2, 64, 64), recompute="auto", accumulate_grad_batches=accumulate) as run:
         model, unit = run.engine.task.model, 2048 * 128 * 2
         weights = sum(local_part(p).numel() for p in model.get_submodule("blocks").parameters())
@@ -132,7 +132,7 @@ def test_it_is_chosen_by_the_memory_there_is(
             run.steps(1)
             plans.append([getattr(block, "checkpointing", "") for block in run.engine.task.units()])
         assert plans[0] == plans[1]
-        assert (run.engine.waiting is not None) == waits
+        assert (run.engine.optimizer_offload is not None) == waits
         light = 5 if waits else 3
         assert plans[0] == ["selective"] * (LAYERS - light) + ["light"] * light
 

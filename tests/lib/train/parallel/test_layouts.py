@@ -417,20 +417,20 @@ def test_losses_equal_a_plain_loop_over_diffusers(
 
 def samples_of_step(step: int, latents: Path, prompts: Path) -> list[SimpleNamespace]:
     """The four samples of an optimizer step with their draws, read by the tar in order."""
-    from components.lib.shards.cache import TarIndex
     from components.lib.shards.latents import parse_latent
     from components.lib.shards.prompts import PromptSource
-    from components.lib.train.data.noise import SampleDraws
-    from components.lib.train.data.sampler import SampleOrder
+    from components.lib.shards.tar import IndexedShard
+    from components.lib.train.data.noise import SampleNoise
+    from components.lib.train.data.sampler import Sampler
     from components.lib.train.settings.config import DiffusionModel
 
-    tars = [TarIndex(path) for path in sorted(latents.glob("train-*.tar"))]
-    order = SampleOrder([len(tar.samples) for tar in tars], seed=1234, window=8, shuffle=True)
+    tars = [IndexedShard(path) for path in sorted(latents.glob("train-*.tar"))]
+    order = Sampler([len(tar.samples) for tar in tars], seed=1234, window=8, shuffle=True)
     found = []
     for number in range(4 * step, 4 * step + 4):
         shard, index = order.at(number)
         latent, info = parse_latent(tars[shard].read(index)[1])
-        draws = SampleDraws(number, 1, DiffusionModel(), latent.shape)
+        draws = SampleNoise(number, 1, DiffusionModel(), latent.shape)
         assert info.prompt_sha256 is not None
         text = PromptSource(None, prompts, None).embedding(info.prompt_sha256)
         found.append(

@@ -17,9 +17,9 @@ from components.lib.cosmos.tokenizer.network import (
     CosmosTokenizer,
     default_statistics,
 )
-from components.lib.shards.cache import TarIndex
+from components.lib.shards.tar import IndexedShard
 from components.lib.train.data.clips import ClipReader
-from components.lib.train.data.sampler import SampleOrder, seed_of
+from components.lib.train.data.sampler import Sampler, seed_of
 from components.lib.train.settings.config import TaskEncoder
 
 pytestmark = pytest.mark.layouts
@@ -52,8 +52,8 @@ def oracle(folder: Path) -> AutoencoderKLCosmos:
 
 def clips_of_step(step: int, videos: Path) -> torch.Tensor:
     """[2, 3, 9, 32, 32] in [-1, 1], read by the tar in order."""
-    tars = [TarIndex(path) for path in sorted(videos.glob("train-*.tar"))]
-    order = SampleOrder([len(tar.samples) for tar in tars], seed=1234, window=8, shuffle=True)
+    tars = [IndexedShard(path) for path in sorted(videos.glob("train-*.tar"))]
+    order = Sampler([len(tar.samples) for tar in tars], seed=1234, window=8, shuffle=True)
     encoder = TaskEncoder(crop_height=32, temporal_crop=9, resize_height=64, resize_width=64)
     reader = ClipReader(encoder, 2**28)
     clips = []
