@@ -22,6 +22,7 @@ from pydantic import Field
 
 from components.lib.contract import Frozen
 
+STORAGE_ROOT = "s3://cosmos/runs"
 Filled = TypeVar("Filled", bound="Form")
 
 
@@ -32,9 +33,7 @@ class Form(Frozen):
         description="Where the videos are: s3://bucket/prefix, hf://datasets/owner/name, or a "
         "folder."
     )
-    storage_root: str = Field(
-        "s3://cosmos/runs", description="Where outputs go, as s3://bucket/prefix."
-    )
+    storage_root: str = Field(STORAGE_ROOT, description="Where outputs go, as s3://bucket/prefix.")
     checkpoint: str
     factory: str
     launcher: str = Field(
