@@ -32,7 +32,9 @@ from components.lib.train.checkpoint.storage import (
 from components.lib.train.engine import Engine
 from components.lib.train.loggers import MetricsLog, Sink
 from components.lib.train.parallel.weights import gather_weights
-from components.lib.train.setup import AnyConfig, local_rank, versions
+from components.lib.train.settings.config import TrainConfig
+from components.lib.train.setup import versions
+from components.lib.train.starting import local_rank
 
 log = logging.getLogger("cosmos.train")
 SETTINGS = "settings.json"
@@ -48,7 +50,7 @@ class Session:
 
     def __init__(
         self,
-        config: AnyConfig,
+        config: TrainConfig,
         engine: Engine,
         store: ObjectStore | None,
         sinks: Sequence[Sink] = (),
