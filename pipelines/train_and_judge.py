@@ -9,6 +9,7 @@ from kfp import dsl
 
 from components import images
 from components.evaluation.component import evaluation
+from components.lib.environment import TRAIN_IMAGE
 from components.promotion.component import promotion
 from components.training.component import training
 from pipelines import profiles
@@ -49,7 +50,7 @@ def train_and_judge(
         profiles.LAUNCH,
         cached=cached,
         secrets=("wandb",),
-        environment={"COSMOS_TRAIN_IMAGE": images.TRAIN},
+        environment={TRAIN_IMAGE: images.TRAIN},
     )
     judged = evaluation(
         storage_root=form.storage_root,

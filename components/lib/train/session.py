@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import torch.distributed as dist
 
 from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
+from components.lib.run_files import RESULT, SETTINGS
 from components.lib.store import ObjectStore
 from components.lib.train.checkpoint.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
 from components.lib.train.checkpoint.storage import (
@@ -35,10 +37,9 @@ from components.lib.train.parallel.weights import gather_weights
 from components.lib.train.settings.config import TrainConfig
 from components.lib.train.setup import versions
 from components.lib.train.starting import local_rank
+from components.lib.training_progress import PROGRESS_VARIABLE, TrainingProgress
 
 log = logging.getLogger("cosmos.train")
-SETTINGS = "settings.json"
-RESULT = "run.json"
 
 
 class Preempted(Exception):
@@ -214,7 +215,11 @@ class Session:
         self.metrics.write(step, "train", values)
         done = step - self._first_step
         left = (time.monotonic() - self._began) / max(done, 1) * (self.max_steps - step)
-        log.info("step %d/%d, loss %.4f, %.0f s left", step, self.max_steps, values["loss"], left)
+        progress = TrainingProgress(
+            step=step, max_steps=self.max_steps, loss=values["loss"], eta_seconds=round(left, 1)
+        )
+        asked = PROGRESS_VARIABLE in os.environ
+        log.info("%s", progress.line() if asked else progress.words())
 
     def _validate(self) -> None:
         step = self.engine.step

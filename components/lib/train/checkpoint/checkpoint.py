@@ -32,6 +32,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from components.lib.contract import UserError
 from components.lib.manifest import MANIFEST_NAME, FileEntry
+from components.lib.run_files import METRICS
 from components.lib.train.checkpoint.shard_files import (
     INDEX,
     PartialReader,
@@ -52,7 +53,6 @@ from components.lib.train.settings.config import CheckpointConfig
 
 log = logging.getLogger("cosmos.train")
 PREFIX = "checkpoints/"
-METRICS = "metrics.jsonl"
 #: Of one file, over all ranks: small enough that several of a rank's are on their way at once.
 FILE_BYTES = 8 * 2**30
 #: Files of a rank that are written, hashed and uploaded at the same time.
