@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -15,6 +15,7 @@ from components.lib.contract import UserError
 from components.lib.manifest import MANIFEST_NAME, Manifest
 from components.lib.stage import StageResult
 from components.lib.store import ObjectStore
+from tests.conftest import SilentProgress
 
 RUN = "night-1"
 
@@ -27,8 +28,14 @@ def env(store_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return {RUN_VARIABLE: RUN}
 
 
+class WriteReport(Protocol):
+    """Writes the report of a run that ended so; returns run.json, summary.md and report.html."""
+
+    def __call__(self, ended: str, error: str = "") -> tuple[dict[str, Any], str, str]: ...
+
+
 @pytest.fixture
-def report(store: ObjectStore, storage_root: str, progress: Any) -> Any:
+def report(store: ObjectStore, storage_root: str, progress: SilentProgress) -> WriteReport:
     def write(ended: str, error: str = "") -> tuple[dict[str, Any], str, str]:
         result = write_run_report(store, storage_root, "m", RUN, ended, error, progress)
         read = [
@@ -40,7 +47,7 @@ def report(store: ObjectStore, storage_root: str, progress: Any) -> Any:
     return write
 
 
-def finished(store: ObjectStore, root: str, stage: str, **summary: Any) -> StageResult:
+def finished(store: ObjectStore, root: str, stage: str, **summary: object) -> StageResult:
     uri = f"{root}/{stage}/x/"
     manifest = Manifest(
         kind="evaluation", stage=stage, stage_version="1", address="x", uri=uri, files=(),
@@ -56,7 +63,7 @@ COUNTS = {"listed": 9, "new": 4, "old": 2, "unreadable": 1, "duplicate": 1}
 
 
 def test_a_promotion_is_told_with_its_rules(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     Note.begin(env, storage_root, "video_discovery").end(
         finished(store, storage_root, "video_discovery", counts=COUNTS, next_step="train")
@@ -75,7 +82,7 @@ def test_a_promotion_is_told_with_its_rules(
 
 
 def test_a_failed_stage_is_quoted_even_after_attempts_that_did_not_help(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     for _ in range(2):
         Note.begin(env, storage_root, "training").end(error="The loss is not finite.")
@@ -86,7 +93,7 @@ def test_a_failed_stage_is_quoted_even_after_attempts_that_did_not_help(
 
 
 def test_an_attempt_that_helped_is_no_failure(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     Note.begin(env, storage_root, "training").end(error="The store was away.")
     Note.begin(env, storage_root, "training").end(finished(store, storage_root, "training"))
@@ -94,7 +101,7 @@ def test_an_attempt_that_helped_is_no_failure(
 
 
 def test_a_failed_part_is_quoted_whatever_its_sisters_did_later(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     """Tasks of one stage that run side by side are not attempts of one task."""
     failing = Note.begin(env, storage_root, "latent_encoding", "part_index=0")
@@ -108,7 +115,7 @@ def test_a_failed_part_is_quoted_whatever_its_sisters_did_later(
 
 
 def test_a_task_that_was_killed_is_seen_by_its_note(
-    env: dict[str, str], report: Any, storage_root: str
+    env: dict[str, str], report: WriteReport, storage_root: str
 ) -> None:
     Note.begin(env, storage_root, "latent_encoding")
     found, text, _ = report("FAILED", "OOMKilled")
@@ -119,7 +126,7 @@ def test_a_task_that_was_killed_is_seen_by_its_note(
 
 
 def test_too_few_videos_are_said(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     result = finished(
         store, storage_root, "video_discovery", counts=COUNTS, next_step="wait", source="s3://f/new"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from components.lib.shards.tar import iter_samples
 from components.lib.store import ObjectStore
 from components.lib.video.frames import read_clip
 from components.lib.video.records import VideoRecord
+from tests.conftest import SilentProgress
 from tests.latent_encoding.conftest import upload_manifest
 
 Make = Callable[..., LatentEncodingConfig]
@@ -70,7 +71,7 @@ def test_latents_are_those_of_the_frames_they_name(
     put_videos: Put,
     make_config: Make,
     tokenizer_folder: Path,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     records = [make_record(clips["bikes"]), make_record(clips["carphone"], split="validation")]
     result = stage.run(make_config(put_videos(records)), store, progress)
@@ -98,7 +99,7 @@ def test_no_usable_length_is_an_error_that_names_the_video(
     make_record: Callable[..., VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     config = make_config(put_videos([make_record(clips["bikes"])]), frames=257)
     with pytest.raises(UserError, match=r"bikes\.mp4.*257 frames \(250\)"):
@@ -123,7 +124,7 @@ def test_two_runs_write_the_same_bytes_whatever_their_order_and_speed(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     videos = put_videos(two_videos)
     first = stage.run(make_config(videos, shard_samples=3), store, progress)
@@ -146,7 +147,7 @@ def test_several_devices_and_parts_write_the_same_bytes(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     videos = put_videos(two_videos)
     options: dict[str, Any] = {"chunks_per_video": 8, "shard_samples": 3}
@@ -176,7 +177,7 @@ def test_unusable_videos_are_quarantined_and_the_rest_is_encoded(
     make_record: Callable[..., VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(clips["bikes"].read_bytes()[:100_000])
@@ -206,7 +207,7 @@ def test_a_run_without_training_samples_fails(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     train, held = two_videos
     train = train.model_copy(update={"uri": (tmp_path / "no.mp4").as_uri()})
@@ -220,7 +221,7 @@ def test_one_video_validates_on_itself_and_says_so(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     summary = stage.run(make_config(put_videos(two_videos[:1])), store, progress).manifest.summary
     assert summary["validation"] == "same-video"
@@ -233,7 +234,7 @@ def test_a_single_clip_trains_and_validates_and_says_so(
     make_record: Callable[..., VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     videos = put_videos([make_record(clips["bikes"])])
     result = stage.run(make_config(videos, chunks_per_video=1), store, progress)
@@ -248,7 +249,7 @@ def test_buckets_give_each_video_its_shape_and_length(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
     tmp_path: Path,
 ) -> None:
     wide, square = two_videos
@@ -274,7 +275,7 @@ def test_the_shape_of_a_clip_beyond_one_window_is_that_of_its_latent(
     make_record: Callable[..., VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
     tmp_path: Path,
 ) -> None:
     videos = put_videos([make_record(clips["bikes"])])
@@ -293,7 +294,7 @@ def test_clips_must_fit_the_tokenizer_of_the_checkpoint(
     make_record: Callable[..., VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     coarse = TokenizerConfig(channels=8, temporal=16, window=17)
     value = {
@@ -314,7 +315,7 @@ def test_the_frame_rate_conversion_is_recorded(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     result = stage.run(make_config(put_videos(two_videos), fps=12.5), store, progress)
     for _, info in read_samples(result.manifest, store).values():
@@ -327,7 +328,7 @@ def test_the_contact_sheet_shows_what_was_selected(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     config = make_config(put_videos(two_videos), previews=3)
     manifest = stage.run(config, store, progress).manifest
@@ -353,7 +354,7 @@ def test_webdataset_reads_the_shards(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     import webdataset
 
@@ -374,7 +375,7 @@ def test_energon_reads_the_shards(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     from megatron.energon import (
         Cooker,
@@ -386,19 +387,19 @@ def test_energon_reads_the_shards(
     )
 
     @stateless
-    def keep(sample: Any) -> Any:
+    def keep(sample: Mapping[str, object]) -> dict[str, object]:
         return dict(sample)
 
     class Encoder(DefaultTaskEncoder):
         cookers = [Cooker(keep)]
 
-        def encode_sample(self, sample: Any) -> Any:
+        def encode_sample(self, sample: dict[str, object]) -> dict[str, object]:
             return sample
 
-        def batch(self, samples: list[Any]) -> Any:
+        def batch(self, samples: list[dict[str, object]]) -> list[dict[str, object]]:
             return samples
 
-        def encode_batch(self, batch: Any) -> Any:
+        def encode_batch(self, batch: list[dict[str, object]]) -> list[dict[str, object]]:
             return batch
 
     manifest = stage.run(make_config(put_videos(two_videos)), store, progress).manifest
@@ -430,7 +431,7 @@ def test_guide_layout_holds_the_same_latents_with_their_text(
     two_videos: list[VideoRecord],
     put_videos: Put,
     make_config: Make,
-    progress: Any,
+    progress: SilentProgress,
 ) -> None:
     videos = put_videos(two_videos)
     with pytest.raises(UserError, match="prompt_embedding as 'prompts'"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from components.lib.report.curves import VALIDATION, read_run, to_csv
 from components.lib.report.sources import open_run
 
 
-def line(step: Any, loss: Any, split: Any = "train", **more: Any) -> Any:
+def line(step: int, loss: float, split: str = "train", **more: float) -> str:
     return json.dumps({"step": step, "split": split, "loss": loss, **more}) + "\n"
 
 
@@ -67,7 +67,7 @@ def test_png_shows_the_curve_in_colour_and_is_the_same_each_time() -> None:
     assert drawn > 1000, "the trend line covers at least a thousand pixels"
 
 
-def test_runs_are_found_in_folders_files_and_tensorboard(tmp_path: Any) -> None:
+def test_runs_are_found_in_folders_files_and_tensorboard(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "metrics.jsonl").write_text(line(1, 2.0))
