@@ -136,7 +136,7 @@ def test_a_decoder_that_always_crashes_costs_only_its_video(clips: dict[str, Pat
                 got.append(event.clip)
                 event.release()
     assert ends["bad"].transient
-    assert "crashed (SIGKILL)" in str(ends["bad"].reason)
+    assert "SIGKILL" in str(ends["bad"].reason)
     assert ends["bad"].clips_done == 2  # one for each attempt
     assert ends["good"].reason is None
     assert got == [0]
@@ -158,7 +158,7 @@ def test_a_hanging_decoder_is_given_up(clips: dict[str, Path]) -> None:
         finally:
             stop.set()
             thread.join()
-        assert "no progress for 1 s" in ends["r"].reason
+        assert " 1 s" in ends["r"].reason
         assert ends["r"].transient
 
 

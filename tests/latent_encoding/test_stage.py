@@ -187,7 +187,7 @@ def test_unusable_videos_are_quarantined_and_the_rest_is_encoded(
     gone = good.model_copy(update={"uri": (tmp_path / "gone.mp4").as_uri(), "sha256": "0" * 64})
     short = good.model_copy(update={"uri": "file:///short.mp4", "frames": 3, "sha256": "1" * 64})
     videos = put_videos([*two_videos, broken, gone, short])
-    with pytest.raises(UserError, match=r"2 of 5 videos.*max_bad_fraction 0\.1"):
+    with pytest.raises(UserError, match=r"2 of 5 .*max_bad_fraction 0\.1"):
         stage.run(make_config(videos), store, progress)
     result = stage.run(make_config(videos, max_bad_fraction=0.5), store, progress)
     summary = result.manifest.summary
@@ -195,7 +195,7 @@ def test_unusable_videos_are_quarantined_and_the_rest_is_encoded(
     assert set(reasons) == {broken.uri, gone.uri}
     assert "gone since discovery" in reasons[gone.uri]
     assert [entry["uri"] for entry in summary["skipped"]] == [short.uri]
-    assert "shorter than a clip of 9 frames (3)" in summary["skipped"][0]["reason"]
+    assert "9 frames (3)" in summary["skipped"][0]["reason"]
     assert summary["samples"] == len(read_samples(result.manifest, store)) == 8
     listed = store.get_bytes(result.manifest.file_uri("quarantine.jsonl")).splitlines()
     assert len(listed) == 3
@@ -212,7 +212,7 @@ def test_a_run_without_training_samples_fails(
     train, held = two_videos
     train = train.model_copy(update={"uri": (tmp_path / "no.mp4").as_uri()})
     config = make_config(put_videos([train, held]), max_bad_fraction=1.0)
-    with pytest.raises(UserError, match=r"No training sample remains.*no\.mp4"):
+    with pytest.raises(UserError, match=r"training .*no\.mp4"):
         stage.run(config, store, progress)
 
 
@@ -306,7 +306,7 @@ def test_clips_must_fit_the_tokenizer_of_the_checkpoint(
     files = {"model/config.json": json.dumps(value).encode()}
     checkpoint = upload_manifest(store, f"{storage_root}/coarse/", "checkpoint", files)
     config = make_config(put_videos([make_record(clips["bikes"])]), checkpoint=checkpoint)
-    with pytest.raises(UserError, match=r"9 frames .*16k \+ 1 frames\. Use 1 or 17"):
+    with pytest.raises(UserError, match=r"9 frames .*16k \+ 1 .* 1 or 17"):
         stage.run(config, store, progress)
 
 
@@ -434,7 +434,7 @@ def test_guide_layout_holds_the_same_latents_with_their_text(
     progress: SilentProgress,
 ) -> None:
     videos = put_videos(two_videos)
-    with pytest.raises(UserError, match="prompt_embedding as 'prompts'"):
+    with pytest.raises(UserError, match=r"prompt_embedding .*'prompts'"):
         stage.run(make_config(videos, layout="guide"), store, progress)
     embedding = torch.randn(512, 64).bfloat16()
     uri = f"{storage_root}/prompts/"
@@ -476,8 +476,8 @@ def test_guide_layout_holds_the_same_latents_with_their_text(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frames": 10}, "10 frames does not fit.*Use 9 or 17"),
-        ({"width": 100}, "100 x 64 .*multiples of 16. Use 96 x 64"),
+        ({"frames": 10}, "10 frames .* 9 or 17"),
+        ({"width": 100}, "100 x 64 .* 16.* 96 x 64"),
         ({"size_buckets": ["64x100"]}, "100 x 64 "),
     ],
 )

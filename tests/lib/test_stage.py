@@ -158,12 +158,12 @@ def test_a_broken_manifest_of_ours_names_the_file(
     store: ObjectStore, storage_root: str, tmp_path: Path
 ) -> None:
     store.put_bytes(f"{storage_root}/manifest.json", b'{"kind": "videos"}')
-    with pytest.raises(UserError, match=f"{storage_root}/manifest.json is not a manifest: "):
+    with pytest.raises(UserError, match=f"{storage_root}/manifest.json is not a manifest"):
         load_manifest(f"{storage_root}/manifest.json", store)
     (tmp_path / "m.json").write_text("[]")
     with pytest.raises(UserError, match=r"m\.json is not a manifest"):
         load_manifest(str(tmp_path / "m.json"), store)
-    with pytest.raises(UserError, match="There is no manifest at"):
+    with pytest.raises(UserError, match=r"none\.json"):
         load_manifest(str(tmp_path / "none.json"), store)
 
 

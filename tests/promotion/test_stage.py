@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -111,7 +112,7 @@ def test_the_same_promotion_again_is_a_no_op_that_says_so(
     training, evaluation, result = first
     again = promote(training, evaluation)
     assert again.reused and again.manifest == result.manifest
-    assert "m@1 is in production: already promoted." in progress.lines
+    assert any("m@1" in line and "already promoted" in line for line in progress.lines)
     assert len(registry.history()) == 1 and registry.versions() == [1]
 
 
@@ -130,7 +131,7 @@ def test_better_replaces_and_worse_does_not(
 def test_force_is_recorded_with_its_reason(
     first: Promotion, world: World, promote: Promote, registry: Registry
 ) -> None:
-    with pytest.raises(ValidationError, match="needs a reason"):
+    with pytest.raises(ValidationError, match="reason"):
         promote("s3://x/y", "s3://x/z", force=True)
     promote(*challenge(world, registry, "worse", WORSE), force=True, reason="demo on Friday")
     head = in_production(registry)
@@ -234,7 +235,7 @@ def test_names_that_cannot_be_folders_are_refused(
     config = PromotionConfig(
         training=training, evaluation=evaluation, model_name=name, storage_root=storage_root
     )
-    with pytest.raises(UserError, match="cannot be the name"):
+    with pytest.raises(UserError, match=f"'{re.escape(name)}'"):
         run(config, store, progress)
 
 
@@ -260,7 +261,7 @@ def test_the_ledger_takes_the_videos_of_a_promoted_model_and_no_others(
     training = world.train("one")
     promote(training, world.evaluate("one", training, WORSE), **entered)
     assert processed(store, storage_root, "m").videos == {}
-    assert "The model was refused, so its videos stay new." in progress.lines
+    assert any("refused" in line and "videos" in line for line in progress.lines)
 
     result = promote(training, world.evaluate("better", training, BETTER), **entered)
     held = processed(store, storage_root, "m").videos
@@ -300,5 +301,5 @@ def test_a_promotion_killed_before_the_ledger_enters_it_when_started_again(
 
 def test_a_ledger_without_videos_is_a_mistake(world: World, promote: Promote) -> None:
     training = world.train("one")
-    with pytest.raises(ValidationError, match="a ledger needs the videos"):
+    with pytest.raises(ValidationError, match=r"ledger .*videos"):
         promote(training, world.evaluate("one", training, BETTER), ledger="m")

@@ -55,7 +55,7 @@ def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
+    options.binary_location = shutil.which("chromium") or ""
     profile = tmp_path_factory.mktemp("profile")
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
@@ -243,7 +243,7 @@ def test_works_in_a_sandboxed_frame_as_the_kfp_ui_shows_it(view: View, two_runs:
     shell = f'<!doctype html><link rel="icon" href="data:,"><title>UI</title>{frame}</iframe>'
     driver = view(shell.encode(), "shell.html")
     driver.switch_to.frame(0)
-    assert "ready" in driver.find_element("css selector", "html").get_attribute("class")
+    assert "ready" in (driver.find_element("css selector", "html").get_attribute("class") or "")
     for button in driver.find_elements("css selector", "nav button"):
         driver.execute_script("arguments[0].click()", button)
     assert driver.find_element("css selector", "h1").text == "2 training runs"

@@ -91,7 +91,7 @@ def test_an_outage_that_does_not_end_is_reported(
     with pytest.raises(StoreError, match="cannot be reached"):
         client.get_bytes(f"{storage_root}/x")
     proxy.fault = lambda number, method: "status"
-    with pytest.raises(StoreError, match="keeps answering with HTTP status 503"):
+    with pytest.raises(StoreError, match="status 503"):
         client.put_bytes(f"{storage_root}/x", b"x")
     client.close()
 
@@ -137,7 +137,7 @@ def test_bytes_damaged_on_the_way_are_never_accepted(
     uri = f"{storage_root}/x"
     faulty.put_bytes(uri, b"a" * 1000)
     proxy.fault = lambda number, method: "flip"
-    with pytest.raises(ObjectCorrupt, match=f"{uri} is corrupt: expected sha256 [0-9a-f]+, got"):
+    with pytest.raises(ObjectCorrupt, match=f"{uri} is corrupt.*sha256 [0-9a-f]+"):
         faulty.get_bytes(uri)
     with pytest.raises(ObjectCorrupt):
         faulty.get_file(uri, tmp_path / "x")

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
 
 from components.lib.contract import UserError
-from components.lib.cosmos.dit.config import DIT_PRESETS
+from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
 from components.lib.cosmos.formats import names
 from components.lib.cosmos.formats.diffusers_folder import (
     COUNTER,
@@ -16,7 +16,7 @@ from components.lib.cosmos.formats.diffusers_folder import (
 )
 from components.lib.cosmos.formats.importing import expected_shapes
 from components.lib.cosmos.formats.jit.networks import autoencoder_shapes
-from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
 from components.lib.cosmos.tokenizer.network import default_statistics
 
 
@@ -67,8 +67,8 @@ def test_entries_that_are_no_parameters_are_left_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("config", [*DIT_PRESETS.values(), *TOKENIZER_PRESETS.values()])
-def test_no_parameter_is_left_out(config: object) -> None:
-    shapes = expected_shapes("dit", config)  # type: ignore[arg-type]
+def test_no_parameter_is_left_out(config: DiTConfig | TokenizerConfig) -> None:
+    shapes = expected_shapes("dit", config)
     assert [name for name in shapes if names.is_ignorable(name)] in ([], [COUNTER])
 
 
