@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from components.evaluation import content
+from components.lib.cosmos.families import family_named
 from components.lib.lineage import Lineage
 from components.lib.manifest import Manifest
 from components.lib.report import curves, page, runs
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from components.evaluation.family import Family
 
 CONTACT_SHEET = "contact_sheet.png"
-TITLES = {"dit": "Diffusion post-training", "tokenizer": "Tokenizer post-training"}
 
 
 def write_report(
@@ -37,7 +35,7 @@ def write_report(
 ) -> None:
     """Upload every file and fill summary, metrics and timing of the output."""
     judged = runs.judge_runs([run])[0]
-    title = TITLES[evaluation.family]
+    title = family_named(evaluation.family).title
     strips, videos = family.strips(), family.videos()
     for path, picture in [*strips, *videos]:
         output.put_bytes(path, picture.data)
@@ -49,9 +47,7 @@ def write_report(
         page.section("Before and after", *content.metric_table(evaluation)),
         curve_parts[0],
         content.pictures_section([p for _, p in strips], [p for _, p in videos]),
-        page.section("Per noise level", content.sigma_plot(evaluation))
-        if evaluation.family == "dit"
-        else Markup(""),
+        *family.sections(evaluation),
         page.section("By source", *content.per_group(evaluation)),
         *curve_parts[1:],
         content.data_section(

@@ -17,11 +17,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from components.lib.contract import Progress, UserError
+from components.lib.cosmos.families import family_named
 from components.lib.manifest import MANIFEST_NAME, FileEntry, Manifest
 from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
 from components.lib.train.settings.auto_layout import GUIDE_TP
-from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+from components.lib.train.settings.config import TrainConfig
 from components.lib.train.settings.overrides import apply_overrides
 from components.lib.train.settings.recipes import recipe
 from components.training.config import SPEC, TrainingConfig
@@ -83,14 +84,8 @@ def trainer_overrides(
         return inputs[name].uri + MANIFEST_NAME
 
     decided = [f"data.path={uri('data')}", f"log.store_uri={output.uri}"]
-    if isinstance(recipe(config.factory), DiffusionTrainingConfig):
-        decided.append(f"resume.restore_config.path={uri('checkpoint')}")
-        if "prompts" in inputs:
-            decided.append(f"data.prompts={uri('prompts')}")
-    else:
-        decided.append(f"model.jit_ckpt_pth={uri('checkpoint')}")
-        if "vgg" in inputs:
-            decided.append(f"model.vgg_path={uri('vgg')}")
+    settings = family_named(recipe(config.factory).family).inputs
+    decided += [f"{setting}={uri(name)}" for name, setting in settings.items() if name in inputs]
     return [*config.overrides, *decided]
 
 
@@ -98,7 +93,7 @@ def launch_request(
     config: TrainingConfig,
     output: Output,
     settings: list[str],
-    resolved: DiffusionTrainingConfig | TokenizerTrainingConfig,
+    resolved: TrainConfig,
 ) -> LaunchRequest:
     """What the launcher is asked for."""
     local = config.launcher == "process"

@@ -32,7 +32,9 @@ from components.lib.train.checkpoint.storage import (
 from components.lib.train.engine import Engine
 from components.lib.train.loggers import MetricsLog, Sink
 from components.lib.train.parallel.weights import gather_weights
-from components.lib.train.setup import AnyConfig, local_rank, versions
+from components.lib.train.settings.config import TrainConfig
+from components.lib.train.setup import versions
+from components.lib.train.starting import local_rank
 
 log = logging.getLogger("cosmos.train")
 SETTINGS = "settings.json"
@@ -48,7 +50,7 @@ class Session:
 
     def __init__(
         self,
-        config: AnyConfig,
+        config: TrainConfig,
         engine: Engine,
         store: ObjectStore | None,
         sinks: Sequence[Sink] = (),
@@ -148,8 +150,8 @@ class Session:
 
     def _resume(self) -> None:
         folder, damage = "", ""
-        while (found := self.checkpoints.newest(before=folder)) is not None:
-            folder, manifest = found
+        while (newest := self.checkpoints.newest(before=folder)) is not None:
+            folder, manifest = newest
             began = time.monotonic()
             try:
                 text = self._read(folder, manifest)
@@ -182,15 +184,15 @@ class Session:
 
     def _take_best(self) -> int:
         """Put the weights of the best checkpoint in place. Returns its step."""
-        found = self.checkpoints.best()
-        if found is None:
+        best = self.checkpoints.best()
+        if best is None:
             if self.layout.is_main:
                 log.warning(
                     "no checkpoint fell on a validation, so the last weights become the model: "
                     "make log.ckpt.every_n_train_steps a multiple of trainer.val_check_interval"
                 )
             return self.engine.step
-        folder, manifest = found
+        folder, manifest = best
         step = int(manifest.state["step"])
         if step != self.engine.step:
             try:

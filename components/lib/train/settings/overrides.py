@@ -15,9 +15,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from components.lib.contract import UserError
-from components.lib.train.settings.config import TrainConfigBase
+from components.lib.train.settings.config import TrainConfig
 
-ConfigT = TypeVar("ConfigT", bound=TrainConfigBase)
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 
 def iter_fields(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -96,7 +96,7 @@ def _explain(error: ValidationError, given: dict[str, str]) -> str:
     return f"'{shown}' does not fit: {first['msg']}. --help says what {name} means."
 
 
-def describe(config: TrainConfigBase) -> str:
+def describe(config: TrainConfig) -> str:
     """Every field with its type, default and meaning: what ``--help`` prints."""
     lines = []
     for name, info, value in iter_fields(config):

@@ -21,7 +21,7 @@ from components.lib.train.settings.config import (
     TokenizerTrainingConfig,
 )
 from components.lib.train.settings.overrides import apply_overrides, describe, iter_fields
-from components.lib.train.settings.recipes import FACTORIES, recipe
+from components.lib.train.settings.recipes import recipe, recipes
 
 
 def test_the_guides_words_are_understood() -> None:
@@ -88,7 +88,7 @@ def test_a_wrong_recipe_names_the_nearest() -> None:
         recipe("cosmos_diffusion_7b_finetune")
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", recipes())
 def test_help_tells_every_field_of_every_recipe(name: str) -> None:
     config = recipe(name)
     text = describe(config)
