@@ -153,7 +153,7 @@ def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
     said = rough.output.read_text()
     assert said.count("resuming from") >= min(CAMPAIGN, 3) - 1
     if CAMPAIGN >= 2:
-        assert "stopped by SIGTERM" in said
+        assert "stopped by SIGTERM after step" in said
 
 
 def test_interrupted_low_rank_training_equals_the_undisturbed_one(
@@ -176,7 +176,7 @@ def test_interrupted_low_rank_training_equals_the_undisturbed_one(
     base, trained = load_state_dict(dit_folder), weights(store, rough, "model")
     assert any(not torch.equal(base[name], trained[name]) for name in base)
     said = rough.output.read_text()
-    assert "resuming from" in said and "stopped by SIGTERM" in said
+    assert "resuming from" in said and "stopped by SIGTERM after step" in said
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
@@ -223,7 +223,7 @@ def test_sigterm_exits_with_the_documented_code(
     said += process.stderr.read()
     assert process.wait() == 75, said
     assert "Traceback" not in said
-    [line] = [line for line in said.splitlines() if "stopped by SIGTERM" in line]
+    [line] = [line for line in said.splitlines() if "stopped by SIGTERM after step" in line]
     step = int(line.split("after step ")[1].split(";")[0])
     assert step < STEPS
     # every step that was made is in a complete checkpoint
