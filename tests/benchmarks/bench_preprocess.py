@@ -26,17 +26,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import torch
 
-from components.lib.manifest import FileEntry, Manifest
+from components.lib.manifest import FileEntry, Kind, Manifest
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
 from components.lib.store.embedded import EmbeddedStore
 from components.lib.video.probe import probe
 from components.lib.video.records import Split, VideoRecord, record_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 FRAMES, HEIGHT, WIDTH = 33, 176, 320
 CHUNKS = 20
@@ -91,7 +94,7 @@ def workspace(folder: Path) -> Iterator[tuple[ObjectStore, dict[str, Path]]]:
         client.close()
 
 
-def upload(store: ObjectStore, name: str, kind: Any, files: dict[str, bytes]) -> str:
+def upload(store: ObjectStore, name: str, kind: Kind, files: dict[str, bytes]) -> str:
     """A manifest over these files; returns its URI."""
     uri = f"s3://cosmos/bench/{name}/"
     entries = []
@@ -239,7 +242,9 @@ def read_whole_video(clip: Path) -> torch.Tensor:
     return torch.stack(frames)
 
 
-def embed_prompt(words: Any, encoder: Any, prompt: str) -> torch.Tensor:
+def embed_prompt(
+    words: PreTrainedTokenizerBase, encoder: T5EncoderModel, prompt: str
+) -> torch.Tensor:
     """[512, D] bf16 of one prompt, padded to 512 tokens, rows past its end zero."""
     batch = words(
         [prompt], return_tensors="pt", truncation=True, padding="max_length", max_length=512

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def _round_trip(store: ObjectStore, large: Path, back: Path) -> None:
     assert store.stat("s3://cosmos/large") is None
 
 
-def layouts(folder: Path, *arguments: str) -> tuple[str, list[dict[str, object]]]:
+def layouts(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
     """Output and records of the layouts command on CPU ranks."""
     command = [
         *(sys.executable, "-m", "tests.benchmarks.gpu.layouts", "small", "--layers", "1"),
@@ -113,9 +114,9 @@ def test_the_layouts_command_measures_saves_and_restores(tmp_path: Path) -> None
     text, records = layouts(tmp_path, *arguments, "--deadline", "450")
     _, speed, saved, restored = records
     assert "TP2\tagrees with the CPU in fp32" in text
-    assert len(speed["seconds"]) == 3  # type: ignore[arg-type]
-    assert speed["checkpoint_gib"] > 0  # type: ignore[operator]
-    assert {"attention", "matrix products", "communication"} <= set(speed["breakdown"])  # type: ignore[call-overload]
+    assert len(speed["seconds"]) == 3
+    assert speed["checkpoint_gib"] > 0
+    assert {"attention", "matrix products", "communication"} <= set(speed["breakdown"])
     assert restored["step"] == saved["step"] == 3
     assert restored["next_loss"] == pytest.approx(saved["next_loss"], rel=5e-3)
     assert "restore in 1 GPU" in text and "DIFFERENT" not in text

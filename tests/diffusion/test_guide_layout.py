@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -11,9 +10,12 @@ from safetensors.torch import load_file
 from components.lib.report.scores import parse_evaluation
 from components.lib.shards.guide import iter_guide_samples
 from components.lib.store import ObjectStore
+from tests.diffusion.conftest import Pipeline
 
 
-def scores_of_the_base(pipeline: Any, store: ObjectStore) -> Any:
+def scores_of_the_base(
+    pipeline: Pipeline, store: ObjectStore
+) -> list[tuple[str, dict[str, float]]]:
     """What evaluation measured of the model that both runs start from."""
     manifest = pipeline.manifest("evaluation")
     found = parse_evaluation(store.get_bytes(manifest.file_uri("evaluation.json")), "e")
@@ -21,7 +23,7 @@ def scores_of_the_base(pipeline: Any, store: ObjectStore) -> Any:
 
 
 def test_one_override_trains_and_evaluates_on_the_guide_s_files(
-    pipeline: Any, store: ObjectStore, tmp_path: Path
+    pipeline: Pipeline, store: ObjectStore, tmp_path: Path
 ) -> None:
     (pipeline.videos / "bikes.txt").write_text("Cyclists ride along a street.\n")
     pipeline.run()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from components.lib.manifest import MANIFEST_NAME
 from components.lib.store import ObjectStore
+from tests.diffusion.conftest import Pipeline
 
 
 def test_parts_make_the_data_set_of_one_pod_and_a_lost_part_stops_the_run(
-    pipeline: Any, store: ObjectStore
+    pipeline: Pipeline, store: ObjectStore
 ) -> None:
     pipeline.run()
     alone = pipeline.manifest("latent_encoding")

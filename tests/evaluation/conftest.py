@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -16,7 +16,14 @@ import torch
 from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
-from components.lib.manifest import MANIFEST_NAME, FileEntry, InputRef, Manifest, load_manifest
+from components.lib.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    InputRef,
+    Kind,
+    Manifest,
+    load_manifest,
+)
 from components.lib.report.pictures import strip
 from components.lib.shards.latents import ClipInfo, latent_parts
 from components.lib.shards.tar import ShardWriter
@@ -25,7 +32,30 @@ from components.lib.video.encode import write_mp4
 from components.lib.video.records import VideoRecord, record_line
 
 STEPS = 60
-Publish = Callable[..., str]
+Read = Callable[[Manifest, str], bytes]
+
+
+class Publish(Protocol):
+    """Writes files and a manifest as a stage would; returns the manifest's URI."""
+
+    def __call__(
+        self,
+        kind: Kind,
+        name: str,
+        files: Mapping[str, bytes],
+        *,
+        metas: Mapping[str, Mapping[str, object]] | None = None,
+        inputs: Mapping[str, str] | None = None,
+        summary: Mapping[str, object] | None = None,
+    ) -> str: ...
+
+
+class PublishRun(Protocol):
+    """Writes a training run with these weights; returns its manifest's URI."""
+
+    def __call__(
+        self, name: str, model: Mapping[str, bytes], inputs: Mapping[str, str], **summary: object
+    ) -> str: ...
 
 
 @pytest.fixture
@@ -33,13 +63,13 @@ def publish(store: ObjectStore, storage_root: str) -> Publish:
     """Write files and a manifest as a stage would; returns the manifest's URI."""
 
     def write(
-        kind: Any,
+        kind: Kind,
         name: str,
         files: Mapping[str, bytes],
         *,
-        metas: Mapping[str, dict[str, Any]] | None = None,
+        metas: Mapping[str, Mapping[str, object]] | None = None,
         inputs: Mapping[str, str] | None = None,
-        summary: Mapping[str, Any] | None = None,
+        summary: Mapping[str, object] | None = None,
     ) -> str:
         uri = f"{storage_root}/{kind}/{name}/"
         entries = []
@@ -81,7 +111,7 @@ def metrics_lines(steps: int = STEPS, *, seed: int = 0, **extra: float) -> bytes
 
 
 @pytest.fixture
-def publish_run(publish: Publish) -> Publish:
+def publish_run(publish: Publish) -> PublishRun:
     """A training run with these weights."""
 
     def write(
@@ -124,7 +154,7 @@ def shard_bytes(folder: Path, samples: Mapping[str, Mapping[str, bytes]]) -> byt
 class DiffusionInputs:
     """What evaluation of a diffusion model reads, and the pieces to check it against."""
 
-    def __init__(self, publish: Publish, publish_run: Publish, tmp: Path) -> None:
+    def __init__(self, publish: Publish, publish_run: PublishRun, tmp: Path) -> None:
         self.config = DIT_PRESETS["tiny"].model_copy(update={"layers": 2})
         torch.manual_seed(0)
         self.base_model = DiT(self.config).eval()
@@ -183,7 +213,7 @@ class DiffusionInputs:
 
 
 @pytest.fixture
-def diffusion(publish: Publish, publish_run: Publish, tmp_path: Path) -> DiffusionInputs:
+def diffusion(publish: Publish, publish_run: PublishRun, tmp_path: Path) -> DiffusionInputs:
     """A tiny diffusion model before and after, six videos of three drives."""
     return DiffusionInputs(publish, publish_run, tmp_path)
 
@@ -191,7 +221,7 @@ def diffusion(publish: Publish, publish_run: Publish, tmp_path: Path) -> Diffusi
 class TokenizerInputs:
     """What evaluation of a tokenizer reads: real pictures that pan over a noise texture."""
 
-    def __init__(self, publish: Publish, publish_run: Publish, tmp: Path, preset: str) -> None:
+    def __init__(self, publish: Publish, publish_run: PublishRun, tmp: Path, preset: str) -> None:
         self.config = TOKENIZER_PRESETS[preset]
         torch.manual_seed(0)
         self.base_model = CosmosTokenizer(self.config).eval()
@@ -228,14 +258,14 @@ class TokenizerInputs:
 
 @pytest.fixture
 def tokenizer(
-    publish: Publish, publish_run: Publish, tmp_path: Path, request: pytest.FixtureRequest
+    publish: Publish, publish_run: PublishRun, tmp_path: Path, request: pytest.FixtureRequest
 ) -> TokenizerInputs:
     """A tiny tokenizer (preset: the fixture's parameter) before and after, four videos."""
     return TokenizerInputs(publish, publish_run, tmp_path, getattr(request, "param", "tiny-cv"))
 
 
 @pytest.fixture
-def read(store: ObjectStore) -> Callable[[Manifest, str], bytes]:
+def read(store: ObjectStore) -> Read:
     """Read one file of an output."""
     return lambda manifest, path: store.get_bytes(manifest.file_uri(path))
 

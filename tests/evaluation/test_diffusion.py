@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from typing import Any
+from pathlib import Path
 
 import av
 import numpy as np
@@ -19,19 +19,23 @@ from components.evaluation.held_out import LatentClip
 from components.evaluation.stage import run
 from components.lib.contract import UserError
 from components.lib.cosmos.conditions import Conditions
+from components.lib.cosmos.dit.network import DiT
 from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.manifest import load_manifest
-from components.lib.report.scores import parse_evaluation
+from components.lib.report.scores import ModelRole, parse_evaluation
 from components.lib.shards.latents import ClipInfo
+from components.lib.store import ObjectStore
+from tests.conftest import SilentProgress
+from tests.evaluation.conftest import DiffusionInputs, Publish, PublishRun, Read
 
 
-def config(inputs: Any, storage_root: Any, **changes: Any) -> Any:
+def config(inputs: DiffusionInputs, storage_root: str, **changes: object) -> EvaluationConfig:
     values = {
         "training": inputs.training, "checkpoint": inputs.base, "data": inputs.data,
         "storage_root": storage_root, "sigmas": 3, "shown": 1, "samples": 0,
     }  # fmt: skip
-    return EvaluationConfig(**{**values, **changes})
+    return EvaluationConfig.model_validate(values | changes)
 
 
 def test_sigma_grid_stands_for_the_training_distribution() -> None:
@@ -41,7 +45,7 @@ def test_sigma_grid_stands_for_the_training_distribution() -> None:
 
 
 def test_loss_is_the_published_one_on_fixed_noise(
-    diffusion: Any, store: Any, storage_root: Any, progress: Any
+    diffusion: DiffusionInputs, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     """Against the published formula, computed apart: w(sigma) (x0 - D)^2 with x0 = 0.5 latent."""
     result = run(config(diffusion, storage_root), store, progress)
@@ -49,7 +53,10 @@ def test_loss_is_the_published_one_on_fixed_noise(
         store.get_bytes(result.manifest.file_uri("evaluation.json")), "evaluation.json"
     )
     assert {clip.drive for clip in found.clips("candidate")} == {"drive1", "drive2"}
-    pairs: Any = (("base", diffusion.base_model), ("candidate", diffusion.after_model))
+    pairs: tuple[tuple[ModelRole, DiT], ...] = (
+        ("base", diffusion.base_model),
+        ("candidate", diffusion.after_model),
+    )
     for role, model in pairs:
         for clip in found.clips(role):
             latent = diffusion.latents[clip.video]
@@ -76,7 +83,11 @@ def test_loss_is_the_published_one_on_fixed_noise(
 
 
 def test_writes_everything_and_says_what_it_found(
-    diffusion: Any, store: Any, storage_root: Any, progress: Any, read: Any
+    diffusion: DiffusionInputs,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    read: Read,
 ) -> None:
     result = run(config(diffusion, storage_root), store, progress)
     paths = {entry.path for entry in result.manifest.files}
@@ -99,7 +110,7 @@ def test_writes_everything_and_says_what_it_found(
 
 
 def test_same_inputs_are_reused_and_unchanged_weights_measure_equal(
-    diffusion: Any, store: Any, storage_root: Any, progress: Any
+    diffusion: DiffusionInputs, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     first = run(config(diffusion, storage_root), store, progress)
     again = run(config(diffusion, storage_root), store, progress)
@@ -109,7 +120,12 @@ def test_same_inputs_are_reused_and_unchanged_weights_measure_equal(
 
 
 def test_without_a_held_out_drive_it_measures_on_training_video_and_says_so(
-    diffusion: Any, publish: Any, store: Any, storage_root: Any, progress: Any, read: Any
+    diffusion: DiffusionInputs,
+    publish: Publish,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    read: Read,
 ) -> None:
     whole = json.loads(store.get_bytes(diffusion.data))
     train = next(entry for entry in whole["files"] if entry["path"].startswith("train"))
@@ -124,7 +140,12 @@ def test_without_a_held_out_drive_it_measures_on_training_video_and_says_so(
 
 
 def test_damaged_weights_are_an_error_that_names_the_model(
-    diffusion: Any, publish_run: Any, store: Any, storage_root: Any, progress: Any, tmp_path: Any
+    diffusion: DiffusionInputs,
+    publish_run: PublishRun,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    tmp_path: Path,
 ) -> None:
     state = {k: v.clone() for k, v in diffusion.base_model.state_dict().items()}
     state["final_layer.linear.weight"].fill_(float("nan"))
@@ -136,14 +157,14 @@ def test_damaged_weights_are_an_error_that_names_the_model(
 
 
 def test_wrong_kind_of_data_is_named(
-    diffusion: Any, store: Any, storage_root: Any, progress: Any
+    diffusion: DiffusionInputs, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     with pytest.raises(UserError, match="'videos' manifest"):
         run(config(diffusion, storage_root, data=diffusion.video_manifest), store, progress)
 
 
 def test_videos_are_made_with_the_same_seed_before_and_after(
-    diffusion: Any, store: Any, storage_root: Any, progress: Any
+    diffusion: DiffusionInputs, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     settings = {"samples": 1, "sample_steps": 2, "shown": 0}
     result = run(config(diffusion, storage_root, **settings), store, progress)
@@ -162,13 +183,13 @@ def test_patch_vectors_are_means_of_patches() -> None:
 
 
 def test_with_the_latents_tokenizer_pictures_are_decoded_and_videos_play(
-    diffusion: Any,
-    publish: Any,
-    store: Any,
-    storage_root: Any,
-    progress: Any,
-    tmp_path: Any,
-    read: Any,
+    diffusion: DiffusionInputs,
+    publish: Publish,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    tmp_path: Path,
+    read: Read,
 ) -> None:
     """The data set's manifest names the tokenizer that made it; that one decodes."""
     tiny = TOKENIZER_PRESETS["tiny-cv"]
@@ -192,7 +213,7 @@ def test_with_the_latents_tokenizer_pictures_are_decoded_and_videos_play(
 
 
 def test_a_model_that_was_chosen_on_the_held_out_clips_is_said_to_be(
-    diffusion: Any, store: Any, storage_root: Any, progress: Any
+    diffusion: DiffusionInputs, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     best = run(config(diffusion, storage_root, training=diffusion.best), store, progress).manifest
     assert any("step 12 of 40" in note and "too good" in note for note in best.summary["notes"])

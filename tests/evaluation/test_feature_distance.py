@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 @pytest.fixture(scope="module")
-def weights() -> Any:
+def weights() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     state, channels = {}, 3
     for numbers, width in zip(GROUPS, WIDTHS, strict=True):
@@ -33,13 +33,15 @@ def weights() -> Any:
 
 
 @pytest.fixture(scope="module")
-def distance(weights: Any, tmp_path_factory: Any) -> Any:
+def distance(
+    weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> FeatureDistance:
     folder = tmp_path_factory.mktemp("vgg")
     save_model_folder(folder, "vgg16", "vgg16", {}, weights)
     return FeatureDistance(folder, "cpu")
 
 
-def features(frames: Any, weights: Any) -> Any:
+def features(frames: torch.Tensor, weights: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
     """Activations relu1_2, 2_2, 3_3, 4_3, 5_3 of frames in [0, 1]."""
     shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in (SHIFT, SCALE))
     x = (2 * frames - 1 - shift) / scale
@@ -50,7 +52,9 @@ def features(frames: Any, weights: Any) -> Any:
         yield x
 
 
-def test_is_the_published_formula(distance: Any, weights: Any) -> None:
+def test_is_the_published_formula(
+    distance: FeatureDistance, weights: dict[str, torch.Tensor]
+) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(2, 3, 32, 48, generator=generator)
     y = (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
@@ -60,7 +64,7 @@ def test_is_the_published_formula(distance: Any, weights: Any) -> None:
     assert distance(x, x) == 0
 
 
-def test_grows_with_the_damage(distance: Any) -> None:
+def test_grows_with_the_damage(distance: FeatureDistance) -> None:
     generator = torch.Generator().manual_seed(2)
     x = torch.rand(1, 3, 32, 32, generator=generator)
     noise = torch.randn(x.shape, generator=generator)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,15 +13,24 @@ from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.lineage import parse_lineage
 from components.lib.registry import Registry, models_root
 from components.lib.report.scores import parse_evaluation
+from components.lib.stage import StageResult
+from components.lib.store import ObjectStore
 from components.promotion.config import PromotionConfig
 from components.promotion.stage import run as promote
+from tests.conftest import SilentProgress
+from tests.evaluation.conftest import DiffusionInputs, PublishRun, Read
+
+# Evaluates and promotes a training run (its URI, that of what it started from).
+Cycle = Callable[[str, str], tuple[StageResult, StageResult]]
 
 
 @pytest.fixture
-def cycle(diffusion: Any, store: Any, storage_root: Any, progress: Any) -> Any:
+def cycle(
+    diffusion: DiffusionInputs, store: ObjectStore, storage_root: str, progress: SilentProgress
+) -> Cycle:
     """Evaluate and promote one training run; returns both results."""
 
-    def go(training: Any, checkpoint: Any) -> Any:
+    def go(training: str, checkpoint: str) -> tuple[StageResult, StageResult]:
         judged = evaluate(
             EvaluationConfig(
                 training=training, checkpoint=checkpoint, data=diffusion.data, model_name="m",
@@ -41,14 +51,14 @@ def cycle(diffusion: Any, store: Any, storage_root: Any, progress: Any) -> Any:
 
 
 def test_two_generations(
-    diffusion: Any,
-    publish_run: Any,
-    store: Any,
-    storage_root: Any,
-    cycle: Any,
-    tmp_path: Any,
-    read: Any,
-    progress: Any,
+    diffusion: DiffusionInputs,
+    publish_run: PublishRun,
+    store: ObjectStore,
+    storage_root: str,
+    cycle: Cycle,
+    tmp_path: Path,
+    read: Read,
+    progress: SilentProgress,
 ) -> None:
     registry = Registry(store, models_root(storage_root), "m")
     first = cycle(diffusion.training, diffusion.base)

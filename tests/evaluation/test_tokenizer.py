@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import av
 import numpy as np
@@ -14,15 +13,19 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.stage import run
-from components.lib.report.scores import parse_evaluation
+from components.lib.cosmos.tokenizer.network import CosmosTokenizer
+from components.lib.report.scores import ModelRole, parse_evaluation
+from components.lib.store import ObjectStore
+from tests.conftest import SilentProgress
+from tests.evaluation.conftest import Read, TokenizerInputs
 
 
-def config(inputs: Any, storage_root: Any, **changes: Any) -> Any:
+def config(inputs: TokenizerInputs, storage_root: str, **changes: object) -> EvaluationConfig:
     values = {
         "training": inputs.training, "checkpoint": inputs.base, "data": inputs.data,
         "storage_root": storage_root, "frames": 9, "crop": 64, "shown": 1,
     }  # fmt: skip
-    return EvaluationConfig(**{**values, **changes})
+    return EvaluationConfig.model_validate(values | changes)
 
 
 def middle(mp4: bytes, count: int) -> np.ndarray:
@@ -34,22 +37,25 @@ def middle(mp4: bytes, count: int) -> np.ndarray:
 
 
 def test_figures_equal_scikit_image_on_the_same_pictures(
-    tokenizer: Any, store: Any, storage_root: Any, progress: Any
+    tokenizer: TokenizerInputs, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     result = run(config(tokenizer, storage_root), store, progress)
     found = parse_evaluation(
         store.get_bytes(result.manifest.file_uri("evaluation.json")), "evaluation.json"
     )
     assert len(found.clips("base")) == 2, "two of the four videos are held out"
-    models: Any = (("base", tokenizer.base_model), ("candidate", tokenizer.after_model))
+    models: tuple[tuple[ModelRole, CosmosTokenizer], ...] = (
+        ("base", tokenizer.base_model),
+        ("candidate", tokenizer.after_model),
+    )
     for role, model in models:
         for clip in found.clips(role):
             frames = middle(tokenizer.clips[clip.video], 9)
             video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             with torch.no_grad():
                 made = model.reconstruct(video)[0].permute(1, 2, 3, 0)
-            made = ((made.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
-            pairs = list(zip(frames, made, strict=True))
+            remade = ((made.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
+            pairs = list(zip(frames, remade, strict=True))
             psnr = np.mean([peak_signal_noise_ratio(a, b, data_range=255) for a, b in pairs])
             ssim = np.mean(
                 [
@@ -65,7 +71,11 @@ def test_figures_equal_scikit_image_on_the_same_pictures(
 
 
 def test_pictures_show_original_beside_reconstruction(
-    tokenizer: Any, store: Any, storage_root: Any, progress: Any, read: Any
+    tokenizer: TokenizerInputs,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    read: Read,
 ) -> None:
     result = run(config(tokenizer, storage_root), store, progress)
     sheet = Image.open(io.BytesIO(read(result.manifest, "pictures/reconstruction-00.jpg")))
@@ -83,7 +93,7 @@ def test_pictures_show_original_beside_reconstruction(
 
 @pytest.mark.parametrize("tokenizer", ["tiny-dv"], indirect=True)
 def test_discrete_tokenizers_report_code_use(
-    tokenizer: Any, store: Any, storage_root: Any, progress: Any
+    tokenizer: TokenizerInputs, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     result = run(config(tokenizer, storage_root), store, progress)
     assert 0 < result.metrics["candidate_code_usage"] <= 1

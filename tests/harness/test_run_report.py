@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -16,6 +16,7 @@ from components.lib.environment import ERROR_FILE, RUN_ID
 from components.lib.manifest import MANIFEST_NAME, Manifest
 from components.lib.stage import StageResult
 from components.lib.store import ObjectStore
+from tests.conftest import SilentProgress
 
 RUN = "night-1"
 
@@ -28,8 +29,14 @@ def env(store_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return {RUN_ID: RUN}
 
 
+class WriteReport(Protocol):
+    """Writes the report of a run that ended so; returns run.json, summary.md and report.html."""
+
+    def __call__(self, ended: str, error: str = "") -> tuple[dict[str, Any], str, str]: ...
+
+
 @pytest.fixture
-def report(store: ObjectStore, storage_root: str, progress: Any) -> Any:
+def report(store: ObjectStore, storage_root: str, progress: SilentProgress) -> WriteReport:
     def write(ended: str, error: str = "") -> tuple[dict[str, Any], str, str]:
         result = write_run_report(store, storage_root, "m", RUN, ended, error, progress)
         read = [
@@ -41,7 +48,7 @@ def report(store: ObjectStore, storage_root: str, progress: Any) -> Any:
     return write
 
 
-def finished(store: ObjectStore, root: str, stage: str, **summary: Any) -> StageResult:
+def finished(store: ObjectStore, root: str, stage: str, **summary: object) -> StageResult:
     uri = f"{root}/{stage}/x/"
     manifest = Manifest(
         kind="evaluation", stage=stage, stage_version="1", address="x", uri=uri, files=(),
@@ -57,7 +64,7 @@ COUNTS = {"listed": 9, "new": 4, "old": 2, "unreadable": 1, "duplicate": 1}
 
 
 def test_a_promotion_is_told_with_its_rules(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     Note.begin(env, storage_root, "video_discovery").end(
         finished(store, storage_root, "video_discovery", counts=COUNTS, next_step="train")
@@ -70,24 +77,27 @@ def test_a_promotion_is_told_with_its_rules(
     found, text, page = report("SUCCEEDED")
     assert (found["outcome"], found["sentence"]) == ("promoted", "m@3 was put in production.")
     assert [task["state"] for task in found["tasks"]] == ["succeeded", "succeeded"]
-    assert "9 in the source, 4 new, 2 older ones mixed in, 1 unreadable" in text
-    assert "- passed, does not forget: It <remembers>." in text
+    for count in ("9 in the source", "4 new", "2 older", "1 unreadable"):
+        assert count in text
+    [line] = [line for line in text.splitlines() if "does not forget" in line]
+    assert "passed" in line and line.endswith("It <remembers>.")
     assert "It &lt;remembers&gt;." in page and "m@3" in page and "31.5" in page
 
 
 def test_a_failed_stage_is_quoted_even_after_attempts_that_did_not_help(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     for _ in range(2):
         Note.begin(env, storage_root, "training").end(error="The loss is not finite.")
     found, text, _ = report("FAILED", "KFP's own words")
     assert found["outcome"] == "failed"
-    assert found["sentence"] == "Stage training failed: The loss is not finite."
+    assert "training" in found["sentence"]
+    assert found["sentence"].endswith(" The loss is not finite.")
     assert text.count("| training | failed |") == 2
 
 
 def test_an_attempt_that_helped_is_no_failure(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     Note.begin(env, storage_root, "training").end(error="The store was away.")
     Note.begin(env, storage_root, "training").end(finished(store, storage_root, "training"))
@@ -95,7 +105,7 @@ def test_an_attempt_that_helped_is_no_failure(
 
 
 def test_a_failed_part_is_quoted_whatever_its_sisters_did_later(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     """Tasks of one stage that run side by side are not attempts of one task."""
     failing = Note.begin(env, storage_root, "latent_encoding", "part_index=0")
@@ -103,24 +113,24 @@ def test_a_failed_part_is_quoted_whatever_its_sisters_did_later(
     failing.end(error="The disk is full.")
     sister.end(finished(store, storage_root, "latent_encoding"))
     found, text, page = report("FAILED")
-    assert found["sentence"] == "Stage latent_encoding (part_index=0) failed: The disk is full."
+    assert "latent_encoding (part_index=0)" in found["sentence"]
+    assert found["sentence"].endswith(" The disk is full.")
     assert "| latent_encoding (part_index=1) | done |" in text
     assert "latent_encoding (part_index=1)" in page
 
 
 def test_a_task_that_was_killed_is_seen_by_its_note(
-    env: dict[str, str], report: Any, storage_root: str
+    env: dict[str, str], report: WriteReport, storage_root: str
 ) -> None:
     Note.begin(env, storage_root, "latent_encoding")
     found, text, _ = report("FAILED", "OOMKilled")
-    assert found["sentence"] == (
-        "The run ended as FAILED in stage latent_encoding, which was killed. OOMKilled"
-    )
+    for part in ("FAILED", "latent_encoding", "killed", "OOMKilled"):
+        assert part in found["sentence"]
     assert "| latent_encoding | never ended |" in text
 
 
 def test_too_few_videos_are_said(
-    env: dict[str, str], report: Any, store: ObjectStore, storage_root: str
+    env: dict[str, str], report: WriteReport, store: ObjectStore, storage_root: str
 ) -> None:
     result = finished(
         store, storage_root, "video_discovery", counts=COUNTS, next_step="wait", source="s3://f/new"
@@ -128,7 +138,7 @@ def test_too_few_videos_are_said(
     Note.begin(env, storage_root, "video_discovery").end(result)
     found, _, _ = report("SUCCEEDED")
     assert found["outcome"] == "nothing to do"
-    assert found["sentence"].startswith("4 new videos in s3://f/new are not enough")
+    assert found["sentence"].startswith("4 new videos in s3://f/new ")
 
 
 def test_without_a_run_no_notes_are_left(store: ObjectStore, storage_root: str) -> None:
@@ -147,7 +157,7 @@ def test_notes_of_strangers_are_named(
     env: dict[str, str], store: ObjectStore, storage_root: str
 ) -> None:
     store.put_bytes(notes_prefix(storage_root, RUN) + "0-x.json", b"{}")
-    with pytest.raises(UserError, match=r"0-x\.json is no note of a task"):
+    with pytest.raises(UserError, match=r"/0-x\.json "):
         read_notes(store, storage_root, RUN)
 
 

@@ -14,6 +14,7 @@ import pytest
 from components import images
 from components.lib.manifest import Manifest
 from components.lib.store import ObjectStore
+from components.lib.store.embedded import EmbeddedStore
 
 from .building import ROOT, build_all, run
 
@@ -112,7 +113,9 @@ def test_the_training_image_has_the_kernels_for_gpus(built: dict[str, str]) -> N
 
 
 @pytest.fixture
-def uploaded(store: ObjectStore, storage_root: str, tmp_path: Path, clips: Any) -> dict[str, str]:
+def uploaded(
+    store: ObjectStore, storage_root: str, tmp_path: Path, clips: dict[str, Path]
+) -> dict[str, str]:
     """Clips and tiny checkpoints in the store: name -> s3:// prefix."""
     from pipelines.commands.make_checkpoint import make_tiny
 
@@ -138,7 +141,7 @@ def test_the_pipeline_runs_in_containers(
     uploaded: dict[str, str],
     store: ObjectStore,
     storage_root: str,
-    embedded_store: Any,
+    embedded_store: EmbeddedStore,
     tmp_path: Path,
 ) -> None:
     """kfp.local's DockerRunner: every stage in its own image, artifacts through SeaweedFS."""

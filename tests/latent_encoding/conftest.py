@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from components.latent_encoding.config import LatentEncodingConfig
-from components.lib.manifest import FileEntry, Manifest
+from components.lib.manifest import FileEntry, Kind, Manifest
 from components.lib.store import ObjectStore
 from components.lib.video.probe import probe
 from components.lib.video.records import VideoRecord, record_line
 
 
 def upload_manifest(
-    store: ObjectStore, uri: str, kind: Any, files: dict[str, bytes], **summary: Any
+    store: ObjectStore, uri: str, kind: Kind, files: dict[str, bytes], **summary: object
 ) -> str:
     """Put files and a manifest of them under ``uri`` (ends with a slash); returns its URI."""
     entries = []
@@ -37,7 +36,7 @@ def upload_manifest(
     return f"{uri}manifest.json"
 
 
-def record_of(path: Path, uri: str | None = None, **changes: Any) -> VideoRecord:
+def record_of(path: Path, uri: str | None = None, **changes: object) -> VideoRecord:
     """The record that discovery would write for a good video."""
     found = probe(path)
     values = {
@@ -53,7 +52,7 @@ def record_of(path: Path, uri: str | None = None, **changes: Any) -> VideoRecord
         "split": "train",
         **changes,
     }
-    return VideoRecord(**values)
+    return VideoRecord.model_validate(values)
 
 
 @pytest.fixture(scope="session")
@@ -101,8 +100,8 @@ def put_videos(store: ObjectStore, storage_root: str) -> Callable[[list[VideoRec
 def make_config(storage_root: str, checkpoint: str) -> Callable[..., LatentEncodingConfig]:
     """A config for small clips; keyword arguments replace its fields."""
 
-    def make(videos: str, **changes: Any) -> LatentEncodingConfig:
-        values: dict[str, Any] = {
+    def make(videos: str, **changes: object) -> LatentEncodingConfig:
+        values = {
             "storage_root": f"{storage_root}/runs",
             "videos": videos,
             "checkpoint": checkpoint,
@@ -114,6 +113,6 @@ def make_config(storage_root: str, checkpoint: str) -> Callable[..., LatentEncod
             "device": "cpu",
             "decode_workers": 1,
         }
-        return LatentEncodingConfig(**{**values, **changes})
+        return LatentEncodingConfig.model_validate(values | changes)
 
     return make

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +15,7 @@ from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 from components.lib.video.records import VideoRecord
 
 
-def record(name: str, frames: int = 300, **changes: Any) -> VideoRecord:
+def record(name: str, frames: int = 300, **changes: object) -> VideoRecord:
     values = {
         "uri": f"s3://b/{name}.mp4",
         "sha256": hashlib.sha256(name.encode()).hexdigest(),
@@ -29,10 +28,10 @@ def record(name: str, frames: int = 300, **changes: Any) -> VideoRecord:
         "split": "train",
         **changes,
     }
-    return VideoRecord(**values)
+    return VideoRecord.model_validate(values)
 
 
-def settings_of(**changes: Any) -> PlanSettings:
+def settings_of(**changes: object) -> PlanSettings:
     values = {
         "sizes": ((176, 320),),
         "lengths": (33,),
@@ -47,7 +46,7 @@ def settings_of(**changes: Any) -> PlanSettings:
         "tokenizer": TOKENIZER_PRESETS["CV8x8x8"],
         **changes,
     }
-    return PlanSettings(**values)
+    return PlanSettings.model_validate(values)
 
 
 def keys(plan: EncodingPlan) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,7 +25,7 @@ def test_every_data_stage_counts_and_times_its_work(
     """The stages as a pipeline runs them, on two real clips."""
     from components.lib.cosmos.formats import tiny as names
 
-    def run(stage: str, **values: Any) -> Manifest:
+    def run(stage: str, **values: object) -> Manifest:
         module = __import__(f"components.{stage}.stage", fromlist=["run"])
         config = make_config(stage, {"storage_root": storage_root, **values})
         result = module.run(config, store, progress)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import pytest
 
-from components.lib.manifest import MANIFEST_NAME, FileEntry, InputRef, Manifest, load_manifest
-from components.lib.report.scores import ClipScore, Evaluation, ModelRef, weights_digest
+from components.lib.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    InputRef,
+    Kind,
+    Manifest,
+    load_manifest,
+)
+from components.lib.report.scores import ClipScore, Evaluation, ModelRef, ModelRole, weights_digest
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord, record_line
 
@@ -33,7 +39,7 @@ class World:
 
     def publish(
         self,
-        kind: Any,
+        kind: Kind,
         name: str,
         files: Mapping[str, bytes],
         inputs: Mapping[str, str] | None = None,
@@ -73,11 +79,11 @@ class World:
         production: tuple[str, Sequence[float]] | None = None,
     ) -> str:
         """An evaluation with these losses per video. ``production``: (manifest URI, losses)."""
-        refs: dict[Any, str] = {"base": self.base, "candidate": training}
-        columns: dict[Any, Sequence[float]] = {"base": base, "candidate": losses}
+        refs: dict[ModelRole, str] = {"base": self.base, "candidate": training}
+        columns: dict[ModelRole, Sequence[float]] = {"base": base, "candidate": losses}
         if production is not None:
             refs["production"], columns["production"] = production
-        models: dict[Any, ModelRef] = {}
+        models: dict[ModelRole, ModelRef] = {}
         for role, ref in refs.items():
             manifest = load_manifest(ref, self.store)
             models[role] = ModelRef(

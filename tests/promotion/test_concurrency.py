@@ -5,18 +5,23 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
 
-from components.lib.contract import UserError
+from components.lib.contract import ProgressTask, UserError
 from components.lib.registry import PointerMoved, Registry, models_root, rollback
 from components.lib.store import ObjectStore
 from components.promotion.config import PromotionConfig
 from components.promotion.stage import run
+from tests.promotion.conftest import World
 
 ACTORS = 20
+# What one of the processes does: (promote, its values) or (roll_back, the root of the models).
+Job = tuple[Callable[[dict[str, str], Any], int], Mapping[str, object] | str]
 
 
 class Quiet:
@@ -25,22 +30,18 @@ class Quiet:
     def log(self, message: str) -> None:
         """Nothing."""
 
-    def task(self, what: Any, total: Any = None, unit: Any = "") -> Any:
-        return self
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: Any) -> Any:
-        return None
+    def task(
+        self, what: str, total: float | None = None, unit: str = ""
+    ) -> AbstractContextManager[ProgressTask]:
+        return nullcontext(self)
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         """Nothing."""
 
 
-def promote(env: dict[str, str], values: dict[str, Any]) -> int:
+def promote(env: dict[str, str], values: Mapping[str, object]) -> int:
     """Pointer number that this promotion was acknowledged with, 0 when it was not promoted."""
-    result = run(PromotionConfig(**values), ObjectStore.from_env(env), Quiet())
+    result = run(PromotionConfig.model_validate(values), ObjectStore.from_env(env), Quiet())
     summary = result.manifest.summary
     return summary["pointer"]["number"] if summary["decision"] == "promoted" else 0
 
@@ -76,7 +77,7 @@ class Observer(threading.Thread):
 
 
 @pytest.fixture
-def pool() -> Any:
+def pool() -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(4, mp_context=context) as workers:
         workers.submit(int).result()  # fork all of them now, before any thread is started
@@ -84,7 +85,11 @@ def pool() -> Any:
 
 
 def test_twenty_at_once_never_leave_a_missing_or_older_version(
-    world: Any, store: Any, store_env: Any, storage_root: Any, pool: Any
+    world: World,
+    store: ObjectStore,
+    store_env: dict[str, str],
+    storage_root: str,
+    pool: ProcessPoolExecutor,
 ) -> None:
     """Forced promotions of 14 models and 6 rollbacks, four processes at a time.
 
@@ -96,7 +101,7 @@ def test_twenty_at_once_never_leave_a_missing_or_older_version(
     env = {key: value for key, value in store_env.items() if key.startswith("AWS_")}
     base = {"model_name": "m", "storage_root": storage_root, "force": True, "reason": "race"}
     promote(env, {**base, "training": seed, "evaluation": world.evaluate("seed", seed, [0.5])})
-    jobs: list[Any] = []
+    jobs: list[Job] = []
     for number in range(ACTORS - 6):
         training = world.train(f"r{number}")
         evaluation = world.evaluate(f"r{number}", training, [0.5])
@@ -126,7 +131,11 @@ def test_twenty_at_once_never_leave_a_missing_or_older_version(
 
 
 def test_two_first_promotions_never_both_win(
-    world: Any, store: Any, store_env: Any, storage_root: Any, pool: Any
+    world: World,
+    store: ObjectStore,
+    store_env: dict[str, str],
+    storage_root: str,
+    pool: ProcessPoolExecutor,
 ) -> None:
     """Without force the loser meets a production it was not compared with, and is refused."""
     env = {key: value for key, value in store_env.items() if key.startswith("AWS_")}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Protocol
 
 import pytest
 from pydantic import ValidationError
@@ -11,55 +13,80 @@ from pydantic import ValidationError
 from components.lib.contract import UserError
 from components.lib.lineage import models_that_used, parse_lineage
 from components.lib.manifest import load_manifest
-from components.lib.registry import Registry, models_root, rollback
+from components.lib.registry import Pointer, Registry, models_root, rollback
+from components.lib.stage import StageResult
+from components.lib.store import ObjectStore
 from components.lib.video.ledger import processed
 from components.promotion import version as version_module
 from components.promotion.config import PromotionConfig
 from components.promotion.stage import run
+from tests.conftest import SilentProgress
+from tests.promotion.conftest import World
 
 BETTER = (0.9, 1.8, 2.7, 3.6, 4.5, 5.4)
 BEST = (0.8, 1.6, 2.4, 3.2, 4.0, 4.8)
 WORSE = (1.1, 2.2, 3.3, 4.4, 5.5, 6.6)
 
 
+Losses = Sequence[float]
+# A training run, its evaluation, and what promoting them gave.
+Promotion = tuple[str, str, StageResult]
+
+
+class Promote(Protocol):
+    """Promotes a training run by its evaluation; more options as the config names them."""
+
+    def __call__(self, training: str, evaluation: str, **more: object) -> StageResult: ...
+
+
 @pytest.fixture
-def registry(store: Any, storage_root: Any) -> Registry:
+def registry(store: ObjectStore, storage_root: str) -> Registry:
     return Registry(store, models_root(storage_root), "m")
 
 
 @pytest.fixture
-def promote(world: Any, store: Any, storage_root: Any, progress: Any) -> Any:
-    def go(training: Any, evaluation: Any, **more: Any) -> Any:
-        config = PromotionConfig(
-            training=training, evaluation=evaluation, model_name="m",
-            storage_root=storage_root, **more,
-        )  # fmt: skip
-        return run(config, store, progress)
+def promote(
+    world: World, store: ObjectStore, storage_root: str, progress: SilentProgress
+) -> Promote:
+    def go(training: str, evaluation: str, **more: object) -> StageResult:
+        values = {
+            "training": training, "evaluation": evaluation, "model_name": "m",
+            "storage_root": storage_root,
+        }  # fmt: skip
+        return run(PromotionConfig.model_validate(values | more), store, progress)
 
     return go
 
 
 @pytest.fixture
-def first(world: Any, promote: Any) -> Any:
+def first(world: World, promote: Promote) -> Promotion:
     training = world.train("one")
     evaluation = world.evaluate("one", training, BETTER)
     return training, evaluation, promote(training, evaluation)
 
 
-def challenge(
-    world: Any, registry: Any, name: Any, losses: Any, production_losses: Any = BETTER
-) -> Any:
-    """A run evaluated against what is in production."""
+def in_production(registry: Registry) -> Pointer:
     head = registry.production()
+    assert head is not None
+    return head
+
+
+def challenge(
+    world: World, registry: Registry, name: str, losses: Losses, production_losses: Losses = BETTER
+) -> tuple[str, str]:
+    """A run evaluated against what is in production."""
+    head = in_production(registry)
     uri = registry.version_uri(head.version) + "manifest.json"
     training = world.train(name, start=uri)
     return training, world.evaluate(name, training, losses, production=(uri, production_losses))
 
 
-def test_first_version_is_complete(first: Any, registry: Any, store: Any) -> None:
+def test_first_version_is_complete(
+    first: Promotion, registry: Registry, store: ObjectStore
+) -> None:
     _, _, result = first
     assert result.metrics["promoted"] == 1
-    head = registry.production()
+    head = in_production(registry)
     assert (head.number, head.version, head.replaced) == (1, 1, 0)
     manifest = registry.load(1)
     assert manifest.kind == "checkpoint"
@@ -80,39 +107,39 @@ def test_first_version_is_complete(first: Any, registry: Any, store: Any) -> Non
 
 
 def test_the_same_promotion_again_is_a_no_op_that_says_so(
-    first: Any, promote: Any, registry: Any, progress: Any
+    first: Promotion, promote: Promote, registry: Registry, progress: SilentProgress
 ) -> None:
     training, evaluation, result = first
     again = promote(training, evaluation)
     assert again.reused and again.manifest == result.manifest
-    assert "m@1 is in production: already promoted." in progress.lines
+    assert any("m@1" in line and "already promoted" in line for line in progress.lines)
     assert len(registry.history()) == 1 and registry.versions() == [1]
 
 
 def test_better_replaces_and_worse_does_not(
-    first: Any, world: Any, promote: Any, registry: Any
+    first: Promotion, world: World, promote: Promote, registry: Registry
 ) -> None:
     refused = promote(*challenge(world, registry, "worse", WORSE))
     assert refused.metrics["promoted"] == 0
     assert refused.manifest.summary["decision"] == "refused"
-    assert registry.production().version == 1 and registry.versions() == [1]
+    assert in_production(registry).version == 1 and registry.versions() == [1]
     promoted = promote(*challenge(world, registry, "best", BEST))
     assert promoted.manifest.summary["production"] == "m@2"
-    assert registry.production().replaced == 1
+    assert in_production(registry).replaced == 1
 
 
 def test_force_is_recorded_with_its_reason(
-    first: Any, world: Any, promote: Any, registry: Any
+    first: Promotion, world: World, promote: Promote, registry: Registry
 ) -> None:
-    with pytest.raises(ValidationError, match="needs a reason"):
+    with pytest.raises(ValidationError, match="reason"):
         promote("s3://x/y", "s3://x/z", force=True)
     promote(*challenge(world, registry, "worse", WORSE), force=True, reason="demo on Friday")
-    head = registry.production()
+    head = in_production(registry)
     assert (head.version, head.forced, head.reason) == (2, True, "demo on Friday")
 
 
 def test_a_rolled_back_model_does_not_come_back_by_itself(
-    first: Any, world: Any, promote: Any, registry: Any
+    first: Promotion, world: World, promote: Promote, registry: Registry
 ) -> None:
     runs = challenge(world, registry, "best", BEST)
     promote(*runs)
@@ -122,11 +149,11 @@ def test_a_rolled_back_model_does_not_come_back_by_itself(
     assert again.manifest.summary["decision"] == "refused"
     assert "rolled back" in again.manifest.summary["rules"][-1]["sentence"]
     promote(*runs, force=True, reason="night fixed")
-    assert registry.production().version == 2, "the same weights keep their number"
+    assert in_production(registry).version == 2, "the same weights keep their number"
 
 
 def test_rollback_goes_to_the_version_before_and_not_to_and_fro(
-    first: Any, world: Any, promote: Any, registry: Any
+    first: Promotion, world: World, promote: Promote, registry: Registry
 ) -> None:
     promote(*challenge(world, registry, "two", BEST))
     third = tuple(0.9 * value for value in BEST)
@@ -141,7 +168,7 @@ def test_rollback_goes_to_the_version_before_and_not_to_and_fro(
 
 
 def test_interrupted_while_copying_goes_on_with_the_same_number(
-    world: Any, promote: Any, registry: Any, monkeypatch: Any
+    world: World, promote: Promote, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = world.train("one")
     evaluation = world.evaluate("one", training, BETTER)
@@ -151,11 +178,11 @@ def test_interrupted_while_copying_goes_on_with_the_same_number(
             promote(training, evaluation)
     assert registry.production() is None and registry.versions() == []
     promote(training, evaluation)
-    assert registry.production().version == 1
+    assert in_production(registry).version == 1
 
 
 def test_interrupted_after_the_pointer_moved_finds_itself(
-    first: Any, promote: Any, registry: Any, store: Any
+    first: Promotion, promote: Promote, registry: Registry, store: ObjectStore
 ) -> None:
     training, evaluation, result = first
     store.delete(result.manifest_uri)
@@ -164,14 +191,19 @@ def test_interrupted_after_the_pointer_moved_finds_itself(
     assert len(registry.history()) == 1
 
 
-def test_an_evaluation_of_other_weights_is_an_error(world: Any, promote: Any) -> None:
+def test_an_evaluation_of_other_weights_is_an_error(world: World, promote: Promote) -> None:
     evaluation = world.evaluate("one", world.train("one"), BETTER)
     with pytest.raises(UserError, match="Evaluate this training run"):
         promote(world.train("two"), evaluation)
 
 
 def test_lineage_is_inherited_and_found_by_video(
-    first: Any, world: Any, promote: Any, registry: Any, store: Any, storage_root: Any
+    first: Promotion,
+    world: World,
+    promote: Promote,
+    registry: Registry,
+    store: ObjectStore,
+    storage_root: str,
 ) -> None:
     promote(*challenge(world, registry, "best", BEST))
     held = parse_lineage(store.get_bytes(registry.version_uri(2) + "lineage.json"), "")
@@ -183,7 +215,7 @@ def test_lineage_is_inherited_and_found_by_video(
 
 
 def test_lineage_survives_deletion_of_the_runs(
-    first: Any, world: Any, promote: Any, registry: Any, store: Any
+    first: Promotion, world: World, promote: Promote, registry: Registry, store: ObjectStore
 ) -> None:
     training, _, _ = first
     store.delete(load_manifest(training, store).uri + "model/model.safetensors")
@@ -196,19 +228,19 @@ def test_lineage_survives_deletion_of_the_runs(
 
 @pytest.mark.parametrize("name", ["", "UPPER", "a/b", "../x", "a b"])
 def test_names_that_cannot_be_folders_are_refused(
-    world: Any, store: Any, storage_root: Any, progress: Any, name: Any
+    world: World, store: ObjectStore, storage_root: str, progress: SilentProgress, name: str
 ) -> None:
     training = world.train("one")
     evaluation = world.evaluate("one", training, BETTER)
     config = PromotionConfig(
         training=training, evaluation=evaluation, model_name=name, storage_root=storage_root
     )
-    with pytest.raises(UserError, match="cannot be the name"):
+    with pytest.raises(UserError, match=f"'{re.escape(name)}'"):
         run(config, store, progress)
 
 
 def test_the_gates_rules_are_set_like_any_option(
-    first: Any, world: Any, promote: Any, registry: Any
+    first: Promotion, world: World, promote: Promote, registry: Registry
 ) -> None:
     runs = challenge(world, registry, "best", BEST)
     strict = promote(*runs, min_improvement=0.5)
@@ -218,13 +250,18 @@ def test_the_gates_rules_are_set_like_any_option(
 
 
 def test_the_ledger_takes_the_videos_of_a_promoted_model_and_no_others(
-    world: Any, promote: Any, registry: Any, store: Any, storage_root: Any, progress: Any
+    world: World,
+    promote: Promote,
+    registry: Registry,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
 ) -> None:
     entered = {"videos": world.videos, "ledger": "m"}
     training = world.train("one")
     promote(training, world.evaluate("one", training, WORSE), **entered)
     assert processed(store, storage_root, "m").videos == {}
-    assert "The model was refused, so its videos stay new." in progress.lines
+    assert any("refused" in line and "videos" in line for line in progress.lines)
 
     result = promote(training, world.evaluate("better", training, BETTER), **entered)
     held = processed(store, storage_root, "m").videos
@@ -238,7 +275,12 @@ def test_the_ledger_takes_the_videos_of_a_promoted_model_and_no_others(
 
 
 def test_a_promotion_killed_before_the_ledger_enters_it_when_started_again(
-    world: Any, promote: Any, registry: Any, store: Any, storage_root: Any, monkeypatch: Any
+    world: World,
+    promote: Promote,
+    registry: Registry,
+    store: ObjectStore,
+    storage_root: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training = world.train("one")
     evaluation = world.evaluate("one", training, BETTER)
@@ -250,14 +292,14 @@ def test_a_promotion_killed_before_the_ledger_enters_it_when_started_again(
         patched.setattr("components.promotion.stage.commit_run", dies)
         with pytest.raises(KeyboardInterrupt):
             promote(training, evaluation, videos=world.videos, ledger="m")
-    assert registry.production().version == 1
+    assert in_production(registry).version == 1
     assert processed(store, storage_root, "m").videos == {}
     promote(training, evaluation, videos=world.videos, ledger="m")
     assert len(processed(store, storage_root, "m").videos) == 2
     assert len(registry.history()) == 1
 
 
-def test_a_ledger_without_videos_is_a_mistake(world: Any, promote: Any) -> None:
+def test_a_ledger_without_videos_is_a_mistake(world: World, promote: Promote) -> None:
     training = world.train("one")
-    with pytest.raises(ValidationError, match="a ledger needs the videos"):
+    with pytest.raises(ValidationError, match=r"ledger .*videos"):
         promote(training, world.evaluate("one", training, BETTER), ledger="m")

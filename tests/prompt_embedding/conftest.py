@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from components.lib.manifest import FileEntry, Manifest
+from components.lib.manifest import FileEntry, Kind, Manifest
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord, record_line
 from components.prompt_embedding.config import PromptEmbeddingConfig
 
 
-def upload_manifest(store: ObjectStore, uri: str, kind: Any, files: dict[str, bytes]) -> str:
+def upload_manifest(store: ObjectStore, uri: str, kind: Kind, files: dict[str, bytes]) -> str:
     """Put files and a manifest of them under ``uri`` (ends with a slash); returns its URI."""
     entries = []
     for path, data in files.items():
@@ -49,9 +48,11 @@ def checkpoint(store: ObjectStore, storage_root: str, t5_folder: Path) -> str:
 def put_prompts(store: ObjectStore, storage_root: str) -> Callable[..., str]:
     """Store a manifest of videos with these prompts and give its URI."""
 
-    def put(*prompts: str, **changes: Any) -> str:
+    def put(*prompts: str, **changes: object) -> str:
         records = [
-            VideoRecord(uri=f"s3://b/{k}.mp4", sha256=f"{k:064x}", prompt=prompt, **changes)
+            VideoRecord.model_validate(
+                {"uri": f"s3://b/{k}.mp4", "sha256": f"{k:064x}", "prompt": prompt, **changes}
+            )
             for k, prompt in enumerate(prompts)
         ]
         data = b"".join(record_line(record) for record in records)
@@ -66,13 +67,13 @@ def put_prompts(store: ObjectStore, storage_root: str) -> Callable[..., str]:
 def make_config(storage_root: str, checkpoint: str) -> Callable[..., PromptEmbeddingConfig]:
     """A config; keyword arguments replace its fields."""
 
-    def make(videos: str, **changes: Any) -> PromptEmbeddingConfig:
+    def make(videos: str, **changes: object) -> PromptEmbeddingConfig:
         values = {
             "storage_root": f"{storage_root}/runs",
             "videos": videos,
             "checkpoint": checkpoint,
             "device": "cpu",
         }
-        return PromptEmbeddingConfig(**{**values, **changes})
+        return PromptEmbeddingConfig.model_validate(values | changes)
 
     return make

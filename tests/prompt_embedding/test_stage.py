@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from components.lib.shards.latents import prompt_digest
 from components.lib.store import ObjectStore
 from components.prompt_embedding import stage
 from components.prompt_embedding.config import PromptEmbeddingConfig
+from tests.conftest import SilentProgress
 
 Make = Callable[..., PromptEmbeddingConfig]
 Put = Callable[..., str]
@@ -55,7 +55,7 @@ def test_embedding_equals_the_reference_encoding(
     put_prompts: Put,
     make_config: Make,
     t5_folder: Path,
-    progress: Any,
+    progress: SilentProgress,
     prompt: str,
 ) -> None:
     others = ["x", "another prompt of medium length about a forklift"]
@@ -71,7 +71,7 @@ def test_embedding_equals_the_reference_encoding(
 
 
 def test_each_distinct_prompt_is_stored_once_and_listed(
-    store: ObjectStore, put_prompts: Put, make_config: Make, progress: Any
+    store: ObjectStore, put_prompts: Put, make_config: Make, progress: SilentProgress
 ) -> None:
     videos = put_prompts(SHORT, LONG, SHORT, SHORT)
     result = stage.run(make_config(videos), store, progress)
@@ -86,7 +86,7 @@ def test_each_distinct_prompt_is_stored_once_and_listed(
 
 
 def test_empty_and_negative_prompts_only_when_asked_for(
-    store: ObjectStore, put_prompts: Put, make_config: Make, progress: Any
+    store: ObjectStore, put_prompts: Put, make_config: Make, progress: SilentProgress
 ) -> None:
     videos = put_prompts(SHORT)
     config = make_config(videos, empty_prompt=True, negative_prompt="blurry")
@@ -101,7 +101,7 @@ def test_empty_and_negative_prompts_only_when_asked_for(
 
 
 def test_a_cut_prompt_is_reported(
-    store: ObjectStore, put_prompts: Put, make_config: Make, progress: Any
+    store: ObjectStore, put_prompts: Put, make_config: Make, progress: SilentProgress
 ) -> None:
     result = stage.run(make_config(put_prompts(SHORT, TOO_LONG)), store, progress)
     assert result.manifest.summary["truncated"] == [prompt_digest(TOO_LONG)]
@@ -109,14 +109,14 @@ def test_a_cut_prompt_is_reported(
 
 
 def test_a_video_without_prompt_is_an_error_that_names_it(
-    store: ObjectStore, put_prompts: Put, make_config: Make, progress: Any
+    store: ObjectStore, put_prompts: Put, make_config: Make, progress: SilentProgress
 ) -> None:
-    with pytest.raises(UserError, match=r"1 videos have no prompt.*s3://b/1\.mp4"):
+    with pytest.raises(UserError, match=r"1 .*prompt.*s3://b/1\.mp4"):
         stage.run(make_config(put_prompts(SHORT, " ")), store, progress)
 
 
 def test_quarantined_videos_do_not_count(
-    store: ObjectStore, put_prompts: Put, make_config: Make, progress: Any
+    store: ObjectStore, put_prompts: Put, make_config: Make, progress: SilentProgress
 ) -> None:
     with pytest.raises(UserError, match="no usable video"):
         stage.run(make_config(put_prompts(SHORT, status="quarantined")), store, progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from components.tar_sharding.stage import run
 def describe() -> Callable[..., VideoRecord]:
     """describe(path, **fields) -> the record that discovery would write."""
 
-    def call(path: Path, **fields: Any) -> VideoRecord:
+    def call(path: Path, **fields: object) -> VideoRecord:
         found = inspect_video(path)
         assert found.probe is not None, found.reason
         probe = found.probe
@@ -95,12 +94,10 @@ def shard(
     """shard(records, **settings) -> the stage's result."""
 
     def call(
-        records: Iterable[VideoRecord], *, root: str = "/shards", **settings: Any
+        records: Iterable[VideoRecord], *, root: str = "/shards", **settings: object
     ) -> StageResult:
-        settings = {"workers": 1, **settings}
-        config = TarShardingConfig(
-            storage_root=storage_root + root, videos=put_videos(records), **settings
-        )
+        values = {"storage_root": storage_root + root, "videos": put_videos(records), "workers": 1}
+        config = TarShardingConfig.model_validate(values | settings)
         return run(config, store, progress)
 
     return call

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,10 +24,9 @@ MakeVideo = Callable[..., Path]
 def discover(store: ObjectStore, storage_root: str, progress: Progress) -> Discover:
     """discover(source, **settings) -> StageResult, with one worker."""
 
-    def call(source: Path | str, **settings: Any) -> StageResult:
-        config = VideoDiscoveryConfig(
-            storage_root=storage_root, source=str(source), workers=1, **settings
-        )
+    def call(source: Path | str, **settings: object) -> StageResult:
+        values = {"storage_root": storage_root, "source": str(source), "workers": 1}
+        config = VideoDiscoveryConfig.model_validate(values | settings)
         return run(config, store, progress)
 
     return call

@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Hub
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: object) -> None:
         """Silence."""
 
     def do_HEAD(self) -> None:

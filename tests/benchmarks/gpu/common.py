@@ -11,11 +11,15 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from components.training.launch.interface import guide_environment
+
+if TYPE_CHECKING:
+    from components.lib.train.parallel.layout import ParallelLayout
+    from components.lib.train.settings.config import TrainerConfig
 
 PEAK_BF16 = 989e12  # H100 and H200 SXM, dense
 
@@ -200,7 +204,7 @@ def spell(parts: dict[str, float]) -> str:
     return ", ".join(f"{kind} {value:.0f} ms" for kind, value in parts.items() if value >= 0.5)
 
 
-def single_process_layout(trainer: Any) -> Any:
+def single_process_layout(trainer: TrainerConfig) -> ParallelLayout:
     """The engine's layout for one GPU."""
     from components.lib.train.parallel.layout import start_processes
 

@@ -39,7 +39,9 @@ from components.latent_encoding.engine import default_workers
 from components.lib.cosmos.formats.tiny import initial_tokenizer
 from components.lib.cosmos.model_folder import load_tokenizer, save_model_folder
 from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
+from components.lib.manifest import Manifest
 from components.lib.progress import LineProgress
+from components.lib.stage import StageResult
 from components.lib.store import ObjectStore
 from components.lib.store.embedded import EmbeddedStore
 from components.lib.video.encode import write_mp4
@@ -172,7 +174,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             yield summary(strategy, result, took, kind, length * height * width)
 
 
-def summary(strategy: str, result: Any, took: float, store: str, pixels: int) -> Row:
+def summary(strategy: str, result: StageResult, took: float, store: str, pixels: int) -> Row:
     """The row of one run of the stage."""
     timing, metrics = result.manifest.timing, result.metrics
     rate = timing["frames_per_second"]
@@ -211,7 +213,7 @@ def peer(model: Path, clip: tuple[int, int, int]) -> Row:
     )
 
 
-def parity(store: ObjectStore, manifest: Any, model: Path, videos: list[Path]) -> str:
+def parity(store: ObjectStore, manifest: Manifest, model: Path, videos: list[Path]) -> str:
     """The stage's first latent frames of a clip against the plain encoder on the CPU in fp32."""
     entry = next(e for e in manifest.files if e.path.endswith(".tar"))
     with tarfile.open(fileobj=io.BytesIO(store.get_bytes(manifest.file_uri(entry.path)))) as tar:

@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -36,6 +36,9 @@ from tests.benchmarks.gpu.agreement import compare
 from tests.benchmarks.gpu.common import PEAK_BF16, spell
 from tests.benchmarks.gpu.dit_step import parse_shape
 from tests.benchmarks.gpu.random_dit import GEOMETRIES, LATENT, Shape
+
+if TYPE_CHECKING:
+    from components.lib.train.engine import Engine
 
 #: Seconds that a case needs at least: starting processes, compiling, two steps.
 LEAST_SECONDS = 45.0
@@ -119,7 +122,7 @@ def run_case(case: Case, report: Path) -> None:
     layout = start_processes(config.trainer, model_parallel=True)
     found: dict[str, Any] = {}
 
-    def tell(**values: Any) -> None:
+    def tell(**values: object) -> None:
         found.update(values)
         if layout.is_main:
             partial = report.with_suffix(".part")
@@ -175,7 +178,7 @@ def run_case(case: Case, report: Path) -> None:
     stop_processes()
 
 
-def _stopped_by_a_checkpoint(engine: Any, case: Case, tell: Callable[..., None]) -> None:
+def _stopped_by_a_checkpoint(engine: Engine, case: Case, tell: Callable[..., None]) -> None:
     """Save as a session does; how long the loop stood still, the step beside it, the whole."""
     from components.lib.train.checkpoint.checkpoint import Checkpoints
     from components.lib.train.checkpoint.storage import FolderStorage
@@ -200,7 +203,7 @@ def _stopped_by_a_checkpoint(engine: Any, case: Case, tell: Callable[..., None])
     )
 
 
-def _across_layouts(engine: Any, case: Case) -> dict[str, Any]:
+def _across_layouts(engine: Engine, case: Case) -> dict[str, Any]:
     """Save after two steps, or restore that; then the loss of the next step."""
     from components.lib.train.checkpoint.checkpoint import Checkpoints
     from components.lib.train.checkpoint.storage import FolderStorage
@@ -301,7 +304,7 @@ class Run(NamedTuple):
         self.write({**what, "mode": case.mode, "latent": list(case.latent), **found})
         return found
 
-    def case(self, geometry: str, layers: int, cut: Cut, **more: Any) -> Case:
+    def case(self, geometry: str, layers: int, cut: Cut, **more: object) -> Case:
         """A case of these options."""
         cuda = torch.cuda.is_available()
         settings = {"recompute": "auto", "compile": cuda} | self.options.set

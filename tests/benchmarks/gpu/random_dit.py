@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from components.lib.cosmos.diffusion.edm import edm_loss
 from components.lib.cosmos.dit.attention import AttentionBackend, choose
 from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, DiTConfig, configure_blocks
 from components.lib.cosmos.model_folder import save_model_folder
+from components.lib.shards.dataset import Split
 from components.lib.train.engine import Engine
 from components.lib.train.parallel.layout import ParallelLayout, shard_model
 from components.lib.train.parallel.weights import load_shards
@@ -58,7 +58,7 @@ class RandomTask(DiffusionTask):
 
     latent: Shape = LATENT
 
-    def _sample(self, split: Any, shard: int, index: int) -> dict[str, torch.Tensor]:
+    def _sample(self, split: Split, shard: int, index: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(index)
         text = (self.dit.text_tokens, self.dit.text_dim)
         return {

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 
@@ -55,6 +55,7 @@ MODEL, TOKENIZER = ("7B", "CV8x8x8") if CUDA else ("tiny", "tiny-cv")
 CLIP = (121, 704, 1280) if CUDA else (9, 64, 96)
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 GRID = TOKENIZER_PRESETS[TOKENIZER].latent_shape(*CLIP)[1:]
+Loaded = TypeVar("Loaded")
 TOKENS = math.prod(DIT_PRESETS[MODEL].grid(*GRID))
 
 
@@ -180,8 +181,8 @@ def video(steps: int, attention: AttentionBackend) -> Iterator[Row]:
     reset()
     loading: dict[str, float] = {}
 
-    def timed(load: Any) -> Any:
-        def call() -> Any:
+    def timed(load: Callable[[], Loaded]) -> Callable[[], Loaded]:
+        def call() -> Loaded:
             with stopwatch(loading, "loading"):
                 return load()
 

@@ -135,7 +135,9 @@ class RandomClips(TokenizerTask):
         size = (3, crop.temporal_crop, *crop.crop)
         return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
 
-    def _validation_clip(self, split: Split, pairs: Any, number: int) -> torch.Tensor:
+    def _validation_clip(
+        self, split: Split, pairs: list[tuple[int, int]], number: int
+    ) -> torch.Tensor:
         return self._clip(10_000 + number, 0, 0)[None].to(self.layout.device) / 127.5 - 1
 
 

@@ -70,9 +70,11 @@ def test_compiling_when_asked_changes_nothing_but_speed() -> None:
         for parameter in plain.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     fast.load_state_dict(plain.state_dict())
-    assert speed_up_dit(plain) == "blocks not compiled (no GPU)"
+    choice = speed_up_dit(plain)
+    assert "not compiled" in choice and "GPU" in choice
     before = counters["stats"]["unique_graphs"]
-    assert speed_up_dit(fast, True) == "blocks compiled (as asked)"
+    choice = speed_up_dit(fast, True)
+    assert "compiled" in choice and "not compiled" not in choice
     x, text = torch.randn(1, config.latent_channels, 2, 8, 8), torch.randn(1, 8, config.text_dim)
     with torch.no_grad():
         torch.testing.assert_close(

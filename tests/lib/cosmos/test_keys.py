@@ -8,7 +8,6 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -206,8 +205,8 @@ def test_an_image_costs_its_convolutions_and_attention() -> None:
 def test_memory_falls_with_sharding_and_checkpointing() -> None:
     config = DIT_PRESETS["7B"]
 
-    def memory(**layout: Any) -> float:
-        return dit_memory(config, 56_320, EstimatedLayout(**layout)).total / 2**30
+    def memory(**layout: object) -> float:
+        return dit_memory(config, 56_320, EstimatedLayout.model_validate(layout)).total / 2**30
 
     # a training step of these 28 blocks on two GPUs peaked at 90 GiB
     assert memory(gpus=2) == pytest.approx(90, rel=0.15)

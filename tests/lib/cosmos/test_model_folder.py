@@ -99,7 +99,7 @@ def test_a_save_that_breaks_off_leaves_no_model(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         save_model_folder(tmp_path, "dit", "second", {}, broken(), shard_bytes=16)
     assert not is_model_folder(tmp_path)
-    with pytest.raises(UserError, match=r"holds no model: config\.json is missing"):
+    with pytest.raises(UserError, match=r"config\.json "):
         read_model_config(tmp_path)
 
 
@@ -145,14 +145,14 @@ def test_a_long_list_of_keys_is_cut_but_counted() -> None:
 
 def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
     save_model_folder(tmp_path, "vgg16", "vgg", {"channels": [1, 2, 3, 4, 5]}, weights())
-    with pytest.raises(UserError, match="of family 'vgg16'; a 'dit' is needed here"):
+    with pytest.raises(UserError, match=r"'vgg16'.*'dit'"):
         load_dit(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", "is not the config of a canonical model folder"),
+        ("{", r"config\.json .* canonical model folder"),
         ('{"family": "dit", "name": "x", "config": {"layers": 0}}', r"config\.layers: "),
         ('{"family": "dit", "name": "x", "config": {"depth": 1}}', r"config\.depth: "),
         ('{"format": "other/2", "family": "dit", "name": "x", "config": {}}', "format"),
@@ -170,10 +170,10 @@ def test_missing_and_broken_weights_are_named(tmp_path: Path) -> None:
     victim = tmp_path / "model-00002-of-00005.safetensors"
     data = victim.read_bytes()
     victim.write_bytes(data[:100])
-    with pytest.raises(UserError, match=r"model-00002-of-00005\.safetensors is not a readable"):
+    with pytest.raises(UserError, match=r"model-00002-of-00005\.safetensors .*readable"):
         load_dit(tmp_path)
     victim.unlink()
-    with pytest.raises(UserError, match=r"lacks the weights model-00002-of-00005\.safetensors"):
+    with pytest.raises(UserError, match=r"lacks .*model-00002-of-00005\.safetensors"):
         load_dit(tmp_path)
 
 

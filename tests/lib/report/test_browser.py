@@ -9,11 +9,12 @@ import html
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -22,6 +23,10 @@ from components.lib.report.comparison import run_page
 from components.lib.report.curves import Run, read_run
 from components.lib.report.pictures import strip
 from components.lib.video.encode import write_mp4
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+    from selenium.webdriver.remote.webelement import WebElement
 
 pytestmark = [
     pytest.mark.browser,
@@ -38,13 +43,19 @@ FLAGS = (
 STEPS = 200
 
 
+class View(Protocol):
+    """Opens a page from disk."""
+
+    def __call__(self, content: bytes, name: str = "report.html") -> Chrome: ...
+
+
 @pytest.fixture(scope="module")
-def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     """One browser for the module; its console and network are logged."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
+    options.binary_location = shutil.which("chromium") or ""
     profile = tmp_path_factory.mktemp("profile")
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
@@ -57,10 +68,10 @@ def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
 
 
 @pytest.fixture
-def view(chrome: Any, tmp_path: Path) -> Iterator[Callable[[bytes], object]]:
+def view(chrome: Chrome, tmp_path: Path) -> Iterator[View]:
     """Open a page from disk; afterwards the console must be empty and the network unused."""
 
-    def show(content: bytes, name: str = "report.html") -> object:
+    def show(content: bytes, name: str = "report.html") -> Chrome:
         path = tmp_path / name
         path.write_bytes(content)
         chrome.get_log("browser"), chrome.get_log("performance")
@@ -100,20 +111,23 @@ def two_runs() -> list[Run]:
     return [make_run("first", 0), make_run("second", 1, floor=0.9)]
 
 
-def chart(driver: Any, key: Any = "loss") -> Any:
+def chart(driver: Chrome, key: str = "loss") -> WebElement:
     return driver.find_element("css selector", f'figure[data-chart="{key}"]')
 
 
-def ticks(driver: Any, key: Any = "loss") -> Any:
+def ticks(driver: Chrome, key: str = "loss") -> list[float]:
     """Labels of the horizontal axis, from left to right."""
-    return driver.execute_script(
+    labels: list[float] = driver.execute_script(
         "return [...document.querySelectorAll(`figure[data-chart='${arguments[0]}'] "
         "text.tick[text-anchor=middle]`)].map((t) => Number(t.textContent.replace(',', '')))",
         key,
     )
+    return labels
 
 
-def move(driver: Any, x: Any, y: Any = 0.5, press: Any = False, release: Any = False) -> None:
+def move(
+    driver: Chrome, x: float, y: float = 0.5, press: bool = False, release: bool = False
+) -> None:
     """Pointer events on the loss chart at fractions of its width and height."""
     from selenium.webdriver.common.action_chains import ActionChains
 
@@ -128,11 +142,11 @@ def move(driver: Any, x: Any, y: Any = 0.5, press: Any = False, release: Any = F
     actions.perform()
 
 
-def to_chart(driver: Any) -> None:
+def to_chart(driver: Chrome) -> None:
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart(driver))
 
 
-def test_a_fault_would_be_noticed(chrome: Any, tmp_path: Any) -> None:
+def test_a_fault_would_be_noticed(chrome: Chrome, tmp_path: Path) -> None:
     """The two checks of `view` can fail: errors and requests do show in the logs."""
     path = tmp_path / "bad.html"
     path.write_text("<img src='http://127.0.0.1:9/x.png'><script>nothing.here</script>")
@@ -141,7 +155,7 @@ def test_a_fault_would_be_noticed(chrome: Any, tmp_path: Any) -> None:
     assert any("127.0.0.1:9" in e["message"] for e in chrome.get_log("performance"))
 
 
-def test_hovering_reads_out_the_logged_values(view: Any, two_runs: Any) -> None:
+def test_hovering_reads_out_the_logged_values(view: View, two_runs: list[Run]) -> None:
     driver = view(run_page(two_runs))
     to_chart(driver)
     move(driver, 0.5)
@@ -157,7 +171,7 @@ def test_hovering_reads_out_the_logged_values(view: Any, two_runs: Any) -> None:
     assert not tip.is_displayed()
 
 
-def test_dragging_zooms_and_double_click_goes_back(view: Any, two_runs: Any) -> None:
+def test_dragging_zooms_and_double_click_goes_back(view: View, two_runs: list[Run]) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     driver = view(run_page(two_runs))
@@ -172,14 +186,15 @@ def test_dragging_zooms_and_double_click_goes_back(view: Any, two_runs: Any) -> 
     assert ticks(driver) == before
 
 
-def test_runs_are_switched_off_and_on(view: Any, two_runs: Any) -> None:
+def test_runs_are_switched_off_and_on(view: View, two_runs: list[Run]) -> None:
     driver = view(run_page(two_runs))
 
-    def lines() -> Any:
-        return driver.execute_script(
+    def lines() -> list[int]:
+        numbers: list[int] = driver.execute_script(
             "return [...document.querySelectorAll(\"figure[data-chart='loss'] g[data-line]\")]"
             ".map((g) => Number(g.dataset.line))"
         )
+        return numbers
 
     assert lines() == [0, 1, 2, 3]
     keys = chart(driver).find_elements("css selector", ".legend button")
@@ -192,14 +207,15 @@ def test_runs_are_switched_off_and_on(view: Any, two_runs: Any) -> None:
     assert lines() == [0, 1, 2, 3]
 
 
-def test_log_scale_and_smoothing_change_what_is_drawn(view: Any, two_runs: Any) -> None:
+def test_log_scale_and_smoothing_change_what_is_drawn(view: View, two_runs: list[Run]) -> None:
     driver = view(run_page(two_runs))
 
-    def drawn() -> Any:
-        return driver.execute_script(
+    def drawn() -> str:
+        points: str = driver.execute_script(
             "return document.querySelector(\"figure[data-chart='loss'] g[data-line='0'] "
             'polyline.main").getAttribute("points")'
         )
+        return points
 
     linear = drawn()
     button = chart(driver).find_element("css selector", ".controls button")
@@ -219,7 +235,7 @@ def test_log_scale_and_smoothing_change_what_is_drawn(view: Any, two_runs: Any) 
     assert np.abs(np.diff(heights)).mean() < 0.3 * np.abs(np.diff(rough)).mean()
 
 
-def test_works_in_a_sandboxed_frame_as_the_kfp_ui_shows_it(view: Any, two_runs: Any) -> None:
+def test_works_in_a_sandboxed_frame_as_the_kfp_ui_shows_it(view: View, two_runs: list[Run]) -> None:
     """srcdoc with scripts only: no origin, so storage would throw and '#' links would leave."""
     content = run_page(two_runs).decode()
     style = "width:1100px;height:900px"
@@ -227,7 +243,7 @@ def test_works_in_a_sandboxed_frame_as_the_kfp_ui_shows_it(view: Any, two_runs: 
     shell = f'<!doctype html><link rel="icon" href="data:,"><title>UI</title>{frame}</iframe>'
     driver = view(shell.encode(), "shell.html")
     driver.switch_to.frame(0)
-    assert "ready" in driver.find_element("css selector", "html").get_attribute("class")
+    assert "ready" in (driver.find_element("css selector", "html").get_attribute("class") or "")
     for button in driver.find_elements("css selector", "nav button"):
         driver.execute_script("arguments[0].click()", button)
     assert driver.find_element("css selector", "h1").text == "2 training runs"
@@ -235,7 +251,7 @@ def test_works_in_a_sandboxed_frame_as_the_kfp_ui_shows_it(view: Any, two_runs: 
     driver.switch_to.default_content()
 
 
-def test_readable_without_scripts(chrome: Any, view: Any, two_runs: Any) -> None:
+def test_readable_without_scripts(chrome: Chrome, view: View, two_runs: list[Run]) -> None:
     chrome.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         driver = view(run_page(two_runs))
@@ -249,7 +265,7 @@ def test_readable_without_scripts(chrome: Any, view: Any, two_runs: Any) -> None
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_person_can_read_the_curves(
-    chrome: Any, view: Any, two_runs: Any, theme: Any, tmp_path: Any
+    chrome: Chrome, view: View, two_runs: list[Run], theme: str, tmp_path: Path
 ) -> None:
     """Both curves and their text stand out from the ground, in both themes, on a screenshot."""
     media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
@@ -278,10 +294,10 @@ def test_a_person_can_read_the_curves(
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def contrast(first: Any, second: Any) -> float:
+def contrast(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     """WCAG 2 contrast ratio of two colours."""
 
-    def luminance(colour: Any) -> Any:
+    def luminance(colour: npt.ArrayLike) -> float:
         channel = np.asarray(colour) / 255
         linear = np.where(channel <= 0.04045, channel / 12.92, ((channel + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
@@ -290,7 +306,7 @@ def contrast(first: Any, second: Any) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_pictures_show_and_videos_play(view: Any, tmp_path: Any) -> None:
+def test_pictures_show_and_videos_play(view: View, tmp_path: Path) -> None:
     frames = [np.full((64, 96, 3), 20 * i, np.uint8) for i in range(12)]
     write_mp4(tmp_path / "v.mp4", frames, 12)
     sheet = strip({"original": frames[:3], "after": frames[3:6]})
@@ -313,7 +329,7 @@ def test_pictures_show_and_videos_play(view: Any, tmp_path: Any) -> None:
     assert isinstance(played, float) and played > 0.3
 
 
-def test_tables_sort_by_number(view: Any) -> None:
+def test_tables_sort_by_number(view: View) -> None:
     content = page.page(
         title="t", about="", headline=[], tiles=[], charts=[],
         sections=[page.section("T", page.table(["a", "b"], [["x", 9.0], ["y", 10.0], ["z", 1.0]]))],
@@ -325,7 +341,7 @@ def test_tables_sort_by_number(view: Any) -> None:
     assert rows == ["z", "x", "y"]
 
 
-def test_hostile_names_stay_text(view: Any) -> None:
+def test_hostile_names_stay_text(view: View) -> None:
     nasty = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
     run = make_run(nasty, 0).model_copy(update={"settings": {nasty: nasty}})
     driver = view(run_page([run, make_run("<b>bold</b>", 1)]))
@@ -334,7 +350,7 @@ def test_hostile_names_stay_text(view: Any) -> None:
     assert not driver.find_elements("css selector", "img, b.x")
 
 
-def test_a_single_page_is_small_and_thins_long_runs(view: Any) -> None:
+def test_a_single_page_is_small_and_thins_long_runs(view: View) -> None:
     rng = np.random.default_rng(0)
     values = 1 + rng.random(50_000)
     values[33_333] = 9.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import xml.etree.ElementTree as ET
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -17,14 +17,14 @@ from components.lib.report.curves import Series
 values = st.floats(-1e9, 1e9, allow_nan=False).map(lambda v: round(v, 6))
 
 
-def chart(numbers: Any, **more: Any) -> Any:
+def chart(numbers: Sequence[float], log: bool = False) -> Chart:
     series = Series(name="loss", steps=tuple(range(len(numbers))), values=tuple(numbers))
     line = Line(name="loss", series=series, trend=True)
-    return Chart(key="k", lines=(line,), y_label="loss", **more)
+    return Chart(key="k", lines=(line,), y_label="loss", log=log)
 
 
 @given(low=values, span=st.floats(1e-3, 1e9), count=st.integers(2, 10))
-def test_ticks_are_inside_even_and_few(low: Any, span: Any, count: Any) -> None:
+def test_ticks_are_inside_even_and_few(low: float, span: float, count: int) -> None:
     found = ticks(low, low + span, count).at
     tolerance = 1e-6 * max(abs(low), span)
     assert all(low - tolerance <= value <= low + span + tolerance for value in found)
@@ -39,7 +39,7 @@ def test_log_ticks_are_one_two_five() -> None:
 
 
 @given(st.lists(values, min_size=1, max_size=400), st.integers(4, 60))
-def test_thinning_keeps_order_and_extremes(numbers: Any, limit: Any) -> None:
+def test_thinning_keeps_order_and_extremes(numbers: list[float], limit: int) -> None:
     kept = thin(numbers, limit)
     assert kept == sorted(set(kept)) and len(kept) <= max(
         limit, len(numbers) if limit < 4 else limit
@@ -51,7 +51,9 @@ def test_thinning_keeps_order_and_extremes(numbers: Any, limit: Any) -> None:
 @given(
     st.lists(st.one_of(values, st.just(math.nan), st.just(math.inf)), max_size=50), st.booleans()
 )
-def test_every_curve_is_well_formed_svg_with_finite_coordinates(numbers: Any, log: Any) -> None:
+def test_every_curve_is_well_formed_svg_with_finite_coordinates(
+    numbers: list[float], log: bool
+) -> None:
     drawing = draw(chart(numbers, log=log))
     ET.fromstring(drawing)
     assert "nan" not in drawing and "inf" not in drawing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,9 @@ from components.lib.report import quality
 FRAMES = 3
 
 
-def pictures(seed: Any, height: Any = 192, width: Any = 208, noise: Any = 0.1) -> Any:
+def pictures(
+    seed: int, height: int = 192, width: int = 208, noise: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Smooth random pictures and a noisy copy, [T, 3, H, W] in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(FRAMES, 3, 12, 13, generator=generator)
@@ -27,7 +28,7 @@ def pictures(seed: Any, height: Any = 192, width: Any = 208, noise: Any = 0.1) -
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1, 0.5])
-def test_psnr_equals_scikit_image(noise: Any) -> None:
+def test_psnr_equals_scikit_image(noise: float) -> None:
     x, y = pictures(0, noise=noise)
     wanted = np.mean(
         [
@@ -39,7 +40,7 @@ def test_psnr_equals_scikit_image(noise: Any) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1, 0.5])
-def test_ssim_equals_scikit_image_and_torchmetrics(noise: Any) -> None:
+def test_ssim_equals_scikit_image_and_torchmetrics(noise: float) -> None:
     x, y = pictures(1, noise=noise)
     image = np.mean(
         [
@@ -55,7 +56,7 @@ def test_ssim_equals_scikit_image_and_torchmetrics(noise: Any) -> None:
     assert found == pytest.approx(float(inner(x, y)), abs=1e-4)
 
 
-def inner(x: Any, y: Any) -> Any:
+def inner(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """torchmetrics' SSIM map without the border, where it pads (the published metric does not)."""
     _, full = structural_similarity_index_measure(
         y.double(), x.double(), data_range=1.0, sigma=1.5, kernel_size=11, return_full_image=True

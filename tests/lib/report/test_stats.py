@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ SLEEP_FIRST = (0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0)
 SLEEP_SECOND = (1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4)
 
 
-def clip(video: Any, value: Any, clip_name: Any = "0", drive: Any = "") -> Any:
+def clip(video: str, value: float, clip_name: str = "0", drive: str = "") -> ClipScore:
     return ClipScore(
         video=video, sha256=video, drive=drive, clip=f"{video}/{clip_name}", values={"m": value}
     )

@@ -141,7 +141,7 @@ def test_hostile_shards_are_refused(data: bytes) -> None:
 
 
 def test_a_part_larger_than_allowed_is_not_read() -> None:
-    with pytest.raises(UserError, match=r"'a\.bin' .* claims 5000 bytes, the limit is 100"):
+    with pytest.raises(UserError, match=r"'a\.bin' .* 5000 bytes.* 100"):
         list(iter_samples(io.BytesIO(member("a.bin", content=bytes(5000))), max_part_bytes=100))
 
 

@@ -124,7 +124,7 @@ def test_a_second_user_is_told_who_holds_the_workspace(
     embedded_store: EmbeddedStore, tmp_path: Path
 ) -> None:
     workspace = embedded_store.folder.parent
-    with pytest.raises(StoreError, match=f"{workspace} is in use by process {os.getpid()}"):
+    with pytest.raises(StoreError, match=f"{workspace} .*process {os.getpid()}"):
         EmbeddedStore(workspace).start()
     assert embedded_store.client().stat("s3://cosmos/none") is None
 
@@ -226,6 +226,6 @@ def test_a_key_that_may_only_read(tmp_path: Path) -> None:
             lambda: limited.put_bytes("s3://cosmos/y", b"y"),
             lambda: limited.delete("s3://cosmos/x"),
         ):
-            with pytest.raises(StoreError, match="'READER' may not do this with s3://cosmos/"):
+            with pytest.raises(StoreError, match=r"'READER' .*s3://cosmos/"):
                 call()
         assert server.client().get_bytes("s3://cosmos/x") == b"x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from components.lib.store.embedded import EmbeddedStore
 SECRET = "never-show-this-secret"
 
 
-def operations(client: ObjectStore, uri: str, path: Path) -> dict[str, object]:
+def operations(client: ObjectStore, uri: str, path: Path) -> dict[str, Callable[[], object]]:
     path.write_bytes(b"x")
     return {
         "stat": lambda: client.stat(uri),
@@ -34,8 +35,8 @@ def operations(client: ObjectStore, uri: str, path: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"secret_key": SECRET}, r"refused the secret of access key '\w+' .*AWS_SECRET_ACCESS_KEY"),
-        ({"access_key": "NOBODY"}, r"does not know the access key 'NOBODY' .*AWS_ACCESS_KEY_ID"),
+        ({"secret_key": SECRET}, r"secret of access key '\w+' .*AWS_SECRET_ACCESS_KEY"),
+        ({"access_key": "NOBODY"}, r"access key 'NOBODY' .*AWS_ACCESS_KEY_ID"),
     ],
 )
 def test_wrong_credentials(
@@ -48,7 +49,7 @@ def test_wrong_credentials(
     client = store.with_settings(**changes)
     for name, call in operations(client, f"{storage_root}/x", tmp_path / "x").items():
         with pytest.raises(StoreError, match=sentence) as caught:
-            call()  # type: ignore[operator]
+            call()
         assert SECRET not in str(caught.value), name
         assert store.settings.secret_key not in str(caught.value), name
         assert "\n" not in str(caught.value)
@@ -59,8 +60,8 @@ def test_missing_bucket(store: ObjectStore, tmp_path: Path) -> None:
     calls = operations(store, "s3://no-such-bucket/x", tmp_path / "x")
     del calls["ensure_bucket"], calls["delete"]
     for call in calls.values():
-        with pytest.raises(StoreError, match="bucket 'no-such-bucket' does not exist at http"):
-            call()  # type: ignore[operator]
+        with pytest.raises(StoreError, match="'no-such-bucket' does not exist"):
+            call()
 
 
 def test_ensure_bucket_creates_once(store: ObjectStore) -> None:
@@ -77,7 +78,7 @@ def test_missing_object(store: ObjectStore, storage_root: str, tmp_path: Path) -
         lambda: store.get_bytes(f"{storage_root}/none"),
         lambda: store.get_file(f"{storage_root}/none", tmp_path / "x"),
     ):
-        with pytest.raises(ObjectMissing, match=f"{storage_root}/none does not exist at http"):
+        with pytest.raises(ObjectMissing, match=f"{storage_root}/none does not exist"):
             call()
     assert list(tmp_path.iterdir()) == []
 
@@ -120,13 +121,13 @@ def test_missing_settings(env: dict[str, str], sentence: str) -> None:
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "http://h/path", "ftp://h", "http://"])
 def test_bad_endpoints(store: ObjectStore, endpoint: str) -> None:
-    with pytest.raises(StoreError, match="Write it as http://host:port"):
+    with pytest.raises(StoreError, match="http://host:port"):
         store.with_settings(endpoint=endpoint).stat("s3://cosmos/x")
 
 
 def test_tls_to_a_store_without_tls(store: ObjectStore) -> None:
     client = store.with_settings(endpoint=store.settings.endpoint.replace("http:", "https:"))
-    with pytest.raises(StoreError, match=r"TLS .* use http:// if the store speaks no TLS"):
+    with pytest.raises(StoreError, match=r"TLS .* http://"):
         client.stat("s3://cosmos/x")
     client.close()
 
@@ -192,7 +193,7 @@ def test_a_tampered_object_is_never_returned(
         lambda: store.get_files([(uri, target, None)]),
         lambda: store.open_read(uri).read(),
     ):
-        with pytest.raises(ObjectCorrupt, match=f"{uri} is corrupt: expected .* Delete the object"):
+        with pytest.raises(ObjectCorrupt, match=f"{uri} is corrupt"):
             call()
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert target.read_bytes() == b"what was here before"
@@ -216,10 +217,8 @@ def test_a_truncated_object_is_never_returned(
         assert info is not None and info.sha256 is None, "a stage must not take it for finished"
         for call in operations(store, f"{storage_root}/x", tmp_path / "x").items():
             if call[0] in ("get_bytes", "get_file", "open_read"):
-                with pytest.raises(
-                    ObjectCorrupt, match=f"holds {len(kept)} bytes and should hold 8"
-                ):
-                    call[1]()  # type: ignore[operator]
+                with pytest.raises(ObjectCorrupt, match=f" {len(kept)} bytes .* 8"):
+                    call[1]()
 
 
 def test_the_callers_digest_counts_too(

@@ -6,7 +6,7 @@ import io
 import random
 import threading
 from pathlib import Path
-from typing import Any, cast
+from typing import BinaryIO, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from components.lib.store import ObjectMissing, ObjectStore, StoreError
 from components.lib.store import reader as reader_module
+from tests.lib.store.conftest import FaultyProxy
 
 SIZE = 10_000
 DATA = random.Random(5).randbytes(SIZE)
@@ -70,7 +71,7 @@ def test_pyav_decodes_the_same_frames(
 
     store.put_file(clips["bikes"], f"{storage_root}/a clip.mp4")
 
-    def count(source: Any) -> list[int]:
+    def count(source: str | BinaryIO) -> list[int]:
         with av.open(source) as container:
             container.seek(container.duration // 2 or 0)
             return [frame.pts for frame in container.decode(video=0)]
@@ -98,7 +99,7 @@ def test_a_missing_object(store: ObjectStore, storage_root: str) -> None:
 
 
 def test_memory_and_requests_stay_bounded(
-    proxy: Any, faulty: ObjectStore, storage_root: str, tiny_blocks: None
+    proxy: FaultyProxy, faulty: ObjectStore, storage_root: str, tiny_blocks: None
 ) -> None:
     uri = f"{storage_root}/x"
     faulty.put_bytes(uri, DATA * 30)

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from components.lib.store import ObjectStore, StoreError
+from tests.lib.store.conftest import FaultyProxy
 
 MB = 1_000_000
 BOTH_WAYS = """
@@ -62,7 +62,11 @@ print("finished", flush=True)
 
 
 def test_ctrl_c_ends_an_upload_soon(
-    store: ObjectStore, storage_root: str, store_env: dict[str, str], tmp_path: Path, proxy: Any
+    store: ObjectStore,
+    storage_root: str,
+    store_env: dict[str, str],
+    tmp_path: Path,
+    proxy: FaultyProxy,
 ) -> None:
     # The store answers nothing any more, so the upload would wait for its whole patience.
     proxy.fault = lambda number, method: "reset" if number > 1 else None
@@ -89,7 +93,7 @@ def test_ctrl_c_ends_an_upload_soon(
 
 
 def test_tls_with_a_certificate_of_ones_own(
-    store: ObjectStore, storage_root: str, proxy: Any, tmp_path: Path, small_parts: int
+    store: ObjectStore, storage_root: str, proxy: FaultyProxy, tmp_path: Path, small_parts: int
 ) -> None:
     certificate = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_local_names_survive(name: str, tmp_path: Path) -> None:
     assert local_path(path.as_uri()) == path
     one = VideoRecord(uri=path.as_uri())
     assert one.name == name
-    assert next(parse_records(iter([record_line(one)]), "x")) == one  # type: ignore[arg-type]
+    assert next(parse_records(io.BytesIO(record_line(one)), "x")) == one
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from components.lib.contract import UserError
 from components.lib.video.selection import (
     SUPPORTED_SIZES,
+    Strategy,
     choose_length,
     choose_size,
     choose_starts,
@@ -20,7 +22,7 @@ from components.lib.video.selection import (
 )
 
 DIGEST = hashlib.sha256(b"video").hexdigest()
-STRATEGIES = st.sampled_from(["random", "spread", "all"])
+STRATEGIES: st.SearchStrategy[Strategy] = st.sampled_from(get_args(Strategy))
 
 
 @given(
@@ -31,9 +33,9 @@ STRATEGIES = st.sampled_from(["random", "spread", "all"])
     seed=st.integers(0, 10),
 )
 def test_clips_lie_inside_the_video_and_never_repeat(
-    available: int, length: int, count: int, strategy: str, seed: int
+    available: int, length: int, count: int, strategy: Strategy, seed: int
 ) -> None:
-    starts = choose_starts(available, length, count, strategy, seed, DIGEST)  # type: ignore[arg-type]
+    starts = choose_starts(available, length, count, strategy, seed, DIGEST)
     assert starts == sorted(set(starts))
     assert all(0 <= start <= available - length for start in starts)
     if strategy != "all":

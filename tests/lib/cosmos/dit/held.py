@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from components.lib.cosmos.dit.block import Checkpointing, TransformerBlock
@@ -37,7 +35,7 @@ def held_by_block(model: DiT, checkpointing: Checkpointing, tokens: int) -> floa
             held[storage.data_ptr()] = storage.nbytes()
         return value
 
-    def unpack(value: Any) -> Any:
+    def unpack(value: torch.Tensor) -> torch.Tensor:
         return value
 
     positions, text, *rotary = given

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from diffusers import (
@@ -43,7 +43,7 @@ class LetsEverythingThrough(torch.nn.Module):
 
     device = torch.device("cpu")
 
-    def check_video_safety(self, frames: Any) -> Any:
+    def check_video_safety(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The frames as they are."""
         return frames
 

@@ -184,7 +184,7 @@ def test_an_extra_tensor_is_named(weights: dict[str, torch.Tensor], tmp_path: Pa
     tensors = to_nemo(weights)
     tensors["module.decoder.layers.mlp.linear_fc3.weight"] = torch.zeros(3, 4).bfloat16()
     source = repository(tmp_path / "repo", "zarr", tensors)
-    with pytest.raises(UserError, match=r"unexpected: decoder\.layers\.mlp\.linear_fc3\.weight"):
+    with pytest.raises(UserError, match=r"unexpected.* decoder\.layers\.mlp\.linear_fc3\.weight"):
         import_model(source, tmp_path / "out")
 
 
@@ -227,7 +227,7 @@ def test_a_layer_that_is_not_there_is_an_error(
     source = repository(tmp_path / "repo", "zarr", to_nemo(weights))
     chunk = source / "nemo" / "module.decoder.layers.mlp.linear_fc1.weight" / "2.0.0"
     chunk.unlink()
-    with pytest.raises(UserError, match=r"linear_fc1\.weight lacks the chunk 2\.0\.0"):
+    with pytest.raises(UserError, match=r"linear_fc1\.weight .*2\.0\.0"):
         import_model(source, tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()
 

@@ -286,5 +286,5 @@ def test_the_card_says_what_is_known(canonical: Path, tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# night drives" in card
     assert "1,217,664 parameters" in card
-    assert "What it was trained on is not recorded" in card
+    assert "trained on" in card and "not recorded" in card
     assert "CosmosTransformer3DModel.from_pretrained" in card

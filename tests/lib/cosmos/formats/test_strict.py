@@ -114,7 +114,7 @@ def test_tokenizer_archives(checkpoints: Path, tmp_path: Path, change: Change) -
         for part in path:
             if part not in place._modules:
                 place.add_module(part, torch.nn.Module())
-            place = place._modules[part]  # type: ignore[assignment]
+            place = place.get_submodule(part)
         place.register_buffer(leaf, tensor)
     source = tmp_path / "tokenizer"
     shutil.copytree(checkpoints / tiny.CV_FOLDER, source)
@@ -145,14 +145,14 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_model_pt_is_one_sentence(checkpoints: Path, tmp_path: Path, size: int) -> None:
     data = (checkpoints / tiny.DIT_FOLDER / "model.pt").read_bytes()
     (tmp_path / "model.pt").write_bytes(data[:size])
-    with pytest.raises(UserError, match=r"model\.pt (is not a complete torch file|holds more)"):
+    with pytest.raises(UserError, match=r"/model\.pt "):
         import_model(tmp_path, tmp_path / "out")
 
 
 def test_a_truncated_archive_is_one_sentence(checkpoints: Path, tmp_path: Path) -> None:
     data = (checkpoints / tiny.CV_FOLDER / "autoencoder.jit").read_bytes()
     (tmp_path / "autoencoder.jit").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="is not a readable TorchScript archive"):
+    with pytest.raises(UserError, match=r"autoencoder\.jit .*TorchScript"):
         import_model(tmp_path, tmp_path / "out")
 
 
@@ -175,5 +175,5 @@ def test_encoder_and_decoder_together_are_the_whole(checkpoints: Path, tmp_path:
 
 
 def test_an_empty_folder_lists_what_can_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"it holds nothing\. Known are model\.pt"):
+    with pytest.raises(UserError, match=r"nothing.*model\.pt"):
         import_model(tmp_path, tmp_path / "out")

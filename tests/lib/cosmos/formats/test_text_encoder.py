@@ -60,7 +60,7 @@ def test_parts_listed_in_an_index_are_all_read(published: Path, tmp_path: Path) 
     kept = load_file(str(tmp_path / "out" / "model.safetensors"))
     assert all(torch.equal(tensor, weights[name]) for name, tensor in kept.items())
     (published / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(UserError, match=r"lacks the weights pytorch_model-00002-of-00002\.bin"):
+    with pytest.raises(UserError, match=r"lacks .*pytorch_model-00002-of-00002\.bin"):
         import_model(published, tmp_path / "again", role="t5")
 
 

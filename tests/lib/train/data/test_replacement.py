@@ -114,7 +114,7 @@ def test_nothing_but_junk_stops_the_run_and_names_it(
     make_task: Callable[[Any], TokenizerTask], tmp_path: Path
 ) -> None:
     task = make_task(Junk())
-    with pytest.raises(UserError, match=r"train-0\.tar:\d: it is not a readable video"):
+    with pytest.raises(UserError, match=r"train-0\.tar:\d: .*video"):
         task.make_batch([(number, 0, 0) for number in range(2)])
-    with pytest.raises(UserError, match=r"Of none of the 5 held-out videos.*validation-0\.tar:4"):
+    with pytest.raises(UserError, match=r" 5 held-out videos.*validation-0\.tar:4"):
         task.validation(tmp_path, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ ALLOCATOR = (
 def advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Advice:
     """What a run of a recipe with overrides says when memory runs out, and its config."""
 
-    def build(*_: Any) -> Any:
+    def build(*_: object) -> NoReturn:
         raise torch.OutOfMemoryError(ALLOCATOR)
 
     monkeypatch.setattr(run, "build_engine", build)

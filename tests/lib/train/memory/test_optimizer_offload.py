@@ -32,7 +32,7 @@ SMALL = GEOMETRIES["small"].model_copy(update={"layers": LAYERS})
 class Run:
     """An engine of a small DiT on this process's CPU."""
 
-    def __init__(self, latent: Shape = LATENT, **trainer: Any) -> None:
+    def __init__(self, latent: Shape = LATENT, **trainer: object) -> None:
         self.latent = latent
         self.config = DiffusionTrainingConfig.model_validate(
             {
@@ -168,7 +168,7 @@ def test_state_leaves_behind_the_copies_of_a_checkpoint(monkeypatch: pytest.Monk
     streams = []
 
     class Seen(HostCopies):
-        def __init__(self, device: torch.device, stream: Any = None) -> None:
+        def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
             super().__init__(device)
             streams.append(stream)
 

@@ -18,6 +18,7 @@ import torch
 
 from components.lib.cosmos.compiler import has_compiler
 from components.lib.cosmos.dit.config import DiTConfig
+from tests.lib.train.conftest import Hardware
 
 pytestmark = pytest.mark.layouts
 
@@ -88,7 +89,7 @@ def runs(
     diffusion_arguments: list[str],
     tokenizer_arguments: list[str],
     sized_folder: Path,
-    hardware: Any,
+    hardware: Hardware,
 ) -> dict[str, Path]:
     """Folder of each layout's run; also a run saved at TP2 x DP2 and continued elsewhere."""
     root = tmp_path_factory.mktemp("layouts")
@@ -204,7 +205,7 @@ def test_losses_and_gradient_norms_equal_one_process(
     layout: str,
     runs: dict[str, Path],
     metrics: Callable[..., list[dict[str, float]]],
-    hardware: Any,
+    hardware: Hardware,
 ) -> None:
     expected, found = metrics(runs["1"]), metrics(run_of(runs, layout))
     assert len(found) == 4
@@ -223,7 +224,7 @@ def test_clips_of_several_sizes_train_alike_in_every_layout(
     layout: str,
     runs: dict[str, Path],
     metrics: Callable[..., list[dict[str, float]]],
-    hardware: Any,
+    hardware: Hardware,
 ) -> None:
     """Ranks then have different sizes in the same step, and all of them count as work."""
     expected, found = metrics(runs["sizes on 1"]), metrics(run_of(runs, layout))
@@ -243,7 +244,7 @@ def test_clips_of_several_sizes_train_alike_in_every_layout(
 
 @pytest.mark.parametrize("layout", ["TP2 SP x DP2", "HSDP 2x2"])
 def test_exported_weights_equal_one_process(
-    layout: str, runs: dict[str, Path], hardware: Any
+    layout: str, runs: dict[str, Path], hardware: Hardware
 ) -> None:
     from components.lib.cosmos.model_folder import load_state_dict
 
@@ -278,7 +279,7 @@ def test_low_rank_updates_train_alike_in_every_layout(
     layout: str,
     runs: dict[str, Path],
     metrics: Callable[..., list[dict[str, float]]],
-    hardware: Any,
+    hardware: Hardware,
 ) -> None:
     expected, found = metrics(runs["LoRA on 1"]), metrics(run_of(runs, layout))
     assert found[0]["loss"] == pytest.approx(metrics(runs["1"])[0]["loss"], rel=hardware.loss)
@@ -290,7 +291,7 @@ def test_low_rank_updates_train_alike_in_every_layout(
 
 
 def test_low_rank_updates_are_merged_into_the_exported_model(
-    runs: dict[str, Path], dit_folder: Path, hardware: Any
+    runs: dict[str, Path], dit_folder: Path, hardware: Hardware
 ) -> None:
     from components.lib.cosmos.model_folder import load_dit, load_state_dict
 
@@ -308,7 +309,7 @@ def test_low_rank_updates_are_merged_into_the_exported_model(
 
 
 def test_a_low_rank_checkpoint_continues_in_another_layout(
-    runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]], hardware: Any
+    runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]], hardware: Hardware
 ) -> None:
     expected, found = metrics(runs["LoRA on 1"]), metrics(run_of(runs, LORA_RESUMED))
     assert [step["step"] for step in found] == [1, 2, 3, 4]
@@ -319,7 +320,7 @@ def test_a_low_rank_checkpoint_continues_in_another_layout(
 
 
 def test_compiled_blocks_train_as_the_others_do(
-    runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]], hardware: Any
+    runs: dict[str, Path], metrics: Callable[..., list[dict[str, float]]], hardware: Hardware
 ) -> None:
     found = metrics(run_of(runs, COMPILED))
     assert was_compiled(runs[COMPILED])
@@ -343,7 +344,7 @@ def test_tokenizers_train_alike_in_every_layout(
     layout: str,
     runs: dict[str, Path],
     metrics: Callable[..., list[dict[str, float]]],
-    hardware: Any,
+    hardware: Hardware,
 ) -> None:
     one, two = run_of(runs, f"{family} on 1"), run_of(runs, layout)
     assert [step["step"] for step in metrics(two)] == [1, 2, 3]
@@ -362,7 +363,7 @@ def test_a_checkpoint_of_tp2_x_dp2_continues_in_another_layout(
     resumed: str,
     runs: dict[str, Path],
     metrics: Callable[..., list[dict[str, float]]],
-    hardware: Any,
+    hardware: Hardware,
 ) -> None:
     expected, found = metrics(runs["1"]), metrics(run_of(runs, resumed))
     assert [step["step"] for step in found] == [1, 2, 3, 4]
@@ -379,7 +380,7 @@ def test_losses_equal_a_plain_loop_over_diffusers(
     latent_folder: Path,
     prompt_folder: Path,
     small_dit: DiTConfig,
-    hardware: Any,
+    hardware: Hardware,
 ) -> None:
     """The oracle: diffusers' network, the published formulas, torch's AdamW and clipping."""
     model = diffusers_model(small_dit, dit_folder)
