@@ -60,7 +60,7 @@ def build_engine(config: AnyConfig, layout: Layout, store: ObjectStore | None) -
         prompts = open_prompts(config.data.prompts, store)
         task = DiffusionTask(config, layout, source, prompts, start, largest_latent(manifest))
     else:
-        from components.lib.cosmos.tokenizer.perceptual import load_vgg16
+        from components.lib.cosmos.perceptual import load_vgg16
         from components.lib.train.tasks.tokenizer import TokenizerTask, needs_flow, needs_vgg
 
         vgg = None

@@ -19,10 +19,7 @@ from torch import nn
 from components.lib.contract import UserError
 from components.lib.cosmos.dit.attention import AttentionBackend
 from components.lib.cosmos.flops import video_flops
-from components.lib.cosmos.tokenizer.channels_last import use_channels_last
-from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
-from components.lib.cosmos.tokenizer.network import TokenizerConfig as NetworkConfig
-from components.lib.cosmos.tokenizer.perceptual import (
+from components.lib.cosmos.perceptual import (
     FlowNetwork,
     VGG16Features,
     check_weights,
@@ -31,6 +28,9 @@ from components.lib.cosmos.tokenizer.perceptual import (
     l1,
     scheduled,
 )
+from components.lib.cosmos.tokenizer.channels_last import use_channels_last
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.tokenizer.network import TokenizerConfig as NetworkConfig
 from components.lib.report.quality import psnr, ssim
 from components.lib.shards.dataset import SampleSource, Split
 from components.lib.train.data.batches import Batch
