@@ -15,10 +15,11 @@ demo: $(READY) ## Run both pipelines on a real clip with tiny models (VIDEOS=…
 
 test: check unit ## Everything: static checks, then the tests
 
-check: $(READY) ## ruff, mypy, and that the compiled pipelines are up to date
+check: $(READY) ## ruff, mypy, import rules, and that the compiled pipelines are up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy components pipelines tests
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/cosmos-pipelines compile --check
 
 unit: $(READY) ## The tests
@@ -54,8 +55,9 @@ campaign-kills: $(READY) ## Every data stage killed 20 times; 100,000 objects; a
 campaign-fuzz: $(READY) ## 2,000 mutated videos
 	$(BIN)/python -m tests.lib.video.fuzz --full
 
-compile: $(READY) ## Write pipelines/compiled/*.yaml
+compile: $(READY) ## Write pipelines/compiled/*.yaml and the READMEs' lists of files
 	$(BIN)/cosmos-pipelines compile
+	$(BIN)/python -m tests.house
 
 # torch first: with it installed nothing else asks for another build of it.
 $(READY): requirements/lock.txt pyproject.toml
@@ -66,4 +68,4 @@ $(READY): requirements/lock.txt pyproject.toml
 	@touch $(READY)
 
 clean: ## Remove the environment, the workspace and caches
-	rm -rf $(VENV) $(WORKSPACE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(WORKSPACE) .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
-"""How much of the ranks' time is work when clips differ in size, and each step takes as long as the
-rank with the largest: samples of one size in runs against sizes mixed freely.
+"""How much of the ranks' time is work when clips differ in size: in runs of one size, or mixed.
 
+Each step takes as long as the rank with the largest clip.
 Computed, not timed: from the order that training takes and the FLOPs of each clip in 7B.
 """
 

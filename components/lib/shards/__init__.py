@@ -1,1 +1,1 @@
-"""shards"""
+"""Data sets: tar shards, latents, the guide's files, prompts; stages write, training reads them."""

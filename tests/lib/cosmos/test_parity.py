@@ -249,7 +249,7 @@ def test_blocks_that_run_in_several_ways_take_clips_of_several_sizes() -> None:
     generator = torch.Generator().manual_seed(4)
     for batch, size in product((1, 2, 3), ((1, 4, 4), (2, 4, 4), (3, 8, 12), (1, 4, 10))):
         x = torch.randn(batch, config.latent_channels, *size, generator=generator)
-        text = torch.randn(batch, 5, config.text_dim, generator=generator)
+        text = Conditions(torch.randn(batch, 5, config.text_dim, generator=generator))
         for gradients in (True, False):
             with torch.set_grad_enabled(gradients):
                 noise = torch.zeros(batch)

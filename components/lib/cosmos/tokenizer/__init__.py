@@ -1,1 +1,1 @@
-"""The video tokenizers: networks, quantiser, faster arithmetic, perceptual distance."""
+"""The video tokenizers: networks, quantiser, faster arithmetic."""
