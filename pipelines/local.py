@@ -190,10 +190,13 @@ def _execute(
         warnings.simplefilter("ignore")  # kfp warns of images without 'python' and of pydantic
         from kfp import local
 
-        from pipelines import catalog, profiles
+        from pipelines import catalog, kfp_private, profiles
 
         screen = sys.stdout
-        with contextlib.redirect_stdout(_StageLines(log, screen)), _values_as_they_are():
+        with (
+            contextlib.redirect_stdout(_StageLines(log, screen)),
+            kfp_private.values_as_they_are(),
+        ):
             local.init(
                 runner=local.SubprocessRunner(use_venv=False),
                 pipeline_root=str(outputs),
@@ -206,25 +209,6 @@ def _execute(
                 log.write(f"{error}\n")
                 return True
     return False
-
-
-@contextlib.contextmanager
-def _values_as_they_are() -> Iterator[None]:
-    """kfp.local writes this interpreter's path for every 'python3' of a task's command, and would
-    do so in the paths of videos too. The values begin with --executor_input."""
-    from kfp.local import subprocess_task_handler as handler
-
-    replace = handler.replace_python_executable
-
-    def replace_before_values(command: list[str], executable: str) -> list[str]:
-        values = command.index("--executor_input")
-        return [*replace(command[:values], executable), *command[values:]]
-
-    handler.replace_python_executable = replace_before_values
-    try:
-        yield
-    finally:
-        handler.replace_python_executable = replace
 
 
 def copy_reports(

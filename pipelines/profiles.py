@@ -1,7 +1,7 @@
 """What a task asks of its surroundings: resources, retries, caching, secrets.
 
-`CLUSTER` is compiled into the YAML. `LOCAL` asks for nothing, because the local runner has
-nothing to give and would retry a user's mistake three times before saying so.
+`CLUSTER` is compiled into the YAML. A profile without a cluster asks for nothing, because the local
+runner has nothing to give and would retry a user's mistake three times before saying so.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ class Profile(Frozen):
 
 
 CLUSTER = Profile(cluster=True)
-LOCAL = Profile(cluster=False)
 
 
 def place(

@@ -53,7 +53,8 @@ class Finding(Frozen):
 
 def kfp(endpoint: str | None, namespace: str | None) -> Iterator[Finding]:
     """Can KFP be reached, and does it know us?"""
-    from pipelines.client import Connection, Server, list_runs
+    from pipelines.backend.connection import Connection, Server
+    from pipelines.backend.runs import list_runs
 
     try:
         server = Server(Connection(endpoint=endpoint, namespace=namespace, patience_s=5.0))
@@ -148,7 +149,7 @@ def secrets(cluster: Cluster) -> Iterator[Finding]:
     path = f"/api/v1/namespaces/{cluster.namespace}/secrets"
     for name, (keys, required) in SECRETS.items():
         try:
-            found = cluster.request("GET", f"{path}/{name}")
+            secret = cluster.request("GET", f"{path}/{name}")
         except ApiError as error:
             if error.status == 404:
                 yield Finding(
@@ -160,11 +161,11 @@ def secrets(cluster: Cluster) -> Iterator[Finding]:
             else:
                 yield Finding(state="unsure", what=f"Secret {name}", advice=str(error))
             continue
-        missing = [key for key in keys if not (found.get("data") or {}).get(key)]
+        missing = [key for key in keys if not (secret.get("data") or {}).get(key)]
         placeholder = [
             key
             for key in keys
-            if base64.b64decode((found.get("data") or {}).get(key, "")) == b"REPLACE"
+            if base64.b64decode((secret.get("data") or {}).get(key, "")) == b"REPLACE"
         ]
         if missing or placeholder:
             yield Finding(

@@ -35,12 +35,12 @@ def training_jobs(cluster: Cluster, run_id: str) -> Iterator[tuple[tuple[str, st
     for kind in JOB_KINDS:
         group, version, plural = kind
         try:
-            found = cluster.find(plural, group, version, labelSelector=f"{RUN_LABEL}={run_id}")
+            jobs = cluster.find(plural, group, version, labelSelector=f"{RUN_LABEL}={run_id}")
         except ApiError as error:
             if error.status == 404:  # this kind of job is not installed
                 continue
             raise
-        for job in found:
+        for job in jobs:
             yield kind, job
 
 
@@ -111,7 +111,7 @@ def _follow(cluster: Cluster, pod: str) -> Iterator[str]:
                 raise
         except (HTTPError, OSError):
             pass
-        found = cluster.find("pods", fieldSelector=f"metadata.name={pod}")
-        if all((item.get("status") or {}).get("phase") not in _ALIVE for item in found):
+        pods = cluster.find("pods", fieldSelector=f"metadata.name={pod}")
+        if all((item.get("status") or {}).get("phase") not in _ALIVE for item in pods):
             return
         cluster.sleep(1.0)

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from components.lib.train.parallel.layout import ParallelLayout, ShardDim
+from components.lib.train.torch_private import local_shape_and_offset
 
 
 def load_shards(
@@ -76,9 +76,7 @@ def cut_into(target: DTensor, source: Any, layout: ParallelLayout, dim: int | No
 
     ``dim`` is the dimension that tensor parallelism splits.
     """
-    shape, offset = compute_local_shape_and_global_offset(
-        target.shape, target.device_mesh, target.placements
-    )
+    shape, offset = local_shape_and_offset(target.shape, target.device_mesh, target.placements)
     starts = list(offset)
     if dim is not None:
         starts[dim] += layout.tp_rank * target.shape[dim]
