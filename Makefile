@@ -54,7 +54,7 @@ campaign-kills: $(READY) ## Every data stage killed 20 times; 100,000 objects; a
 campaign-fuzz: $(READY) ## 2,000 mutated videos
 	$(BIN)/python -m tests.lib.video.fuzz --full
 
-compile: $(READY) ## Write pipelines/compiled/*.yaml
+compile: $(READY) ## Write pipelines/compiled/*.yaml and the README's list of stages
 	$(BIN)/cosmos-pipelines compile
 
 # torch first: with it installed nothing else asks for another build of it.
