@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.lib.contract import UserError
+from components.training.launch.names import STEP_ACCOUNT
 from pipelines import compiling
-from pipelines.backend.connection import SERVICE_ACCOUNT, Connection, Server
+from pipelines.backend.connection import Connection, Server
 from pipelines.backend.runs import (
     RunInfo,
     TaskState,
@@ -72,7 +73,7 @@ def submit(
     encode_pods: int = 1,
     experiment: str = "cosmos",
     name: str | None = None,
-    service_account: str | None = SERVICE_ACCOUNT,
+    service_account: str | None = STEP_ACCOUNT,
     caching: bool = True,
 ) -> RunInfo:
     """Start a run of one of `pipelines.catalog`; upload the pipeline first if it changed.

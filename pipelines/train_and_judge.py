@@ -9,6 +9,7 @@ from kfp import dsl
 
 from components import images
 from components.evaluation.component import evaluation
+from components.lib.environment import TRAIN_IMAGE
 from components.promotion.component import promotion
 from components.training.component import training
 from pipelines.forms import Form
@@ -47,7 +48,7 @@ def train_and_judge(
         profile,
         "training",
         cached=cached,
-        environment={"COSMOS_TRAIN_IMAGE": images.TRAIN},
+        environment={TRAIN_IMAGE: images.TRAIN},
     )
     judged = evaluation(
         storage_root=form.storage_root,

@@ -16,6 +16,7 @@ from components.lib.report.curves import Run
 from components.lib.report.page import Picture
 from components.lib.report.scores import Evaluation
 from components.lib.report.stats import interval
+from components.lib.run_files import REPORT, SUMMARY
 from components.lib.stage import Output
 from components.lib.store import ObjectStore
 
@@ -41,7 +42,7 @@ def write_report(
         output.put_bytes(path, picture.data)
     output.put_bytes("loss_curve.csv", curves.to_csv([run]))
     output.put_bytes("loss_curve.png", to_png([run]))
-    output.put_bytes("summary.md", content.markdown(title, evaluation, judged.verdict.sentence))
+    output.put_bytes(SUMMARY, content.markdown(title, evaluation, judged.verdict.sentence))
     curve_parts, charts = runs.curve_sections([run])
     sections = [
         page.section("Before and after", *content.metric_table(evaluation)),
@@ -69,7 +70,7 @@ def write_report(
         footer=f"cosmos-pipelines {version('cosmos-pipelines')}, evaluation of "
         f"{evaluation.models['candidate'].manifest} at {output.uri}",
     )
-    output.put_bytes("report.html", html)
+    output.put_bytes(REPORT, html)
     output.metrics.update(_metrics(evaluation, runs.scalars(judged), family))
     output.timing.update(family.rates())
     output.summary.update(

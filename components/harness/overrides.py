@@ -11,34 +11,18 @@ a slip in a trainer setting must not show after hours of encoding.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from components.harness.stages import nearest, stage_config, stage_names, stages_in_order
+from components.harness.stages import meant, stage_config, stage_names, stages_in_order
 from components.lib.contract import StageConfig, UserError
+from components.lib.settings import likeness, parse_value
 
 TRAINER_GROUPS = ("model", "data", "trainer", "optim", "log", "resume")
 _PATTERN = re.compile(r"^(?P<head>[A-Za-z_]\w*)\.(?P<field>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.S)
-
-
-def parse_value(text: str) -> Any:
-    """A YAML value. ``1e-4``, which YAML 1.1 calls text, is read as the number it is."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"The value '{text}' is not valid YAML: {error}") from error
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def stage_overrides(stage: str, overrides: Iterable[str]) -> dict[str, Any]:
@@ -59,8 +43,8 @@ def stage_overrides(stage: str, overrides: Iterable[str]) -> dict[str, Any]:
         if head in TRAINER_GROUPS:
             trainer.append(override)
         elif head not in stage_names():
-            meant = nearest(head, (*stages_in_order(), *TRAINER_GROUPS))
-            raise UserError(f"The override '{override}' names no stage: '{head}'.{meant}")
+            ending = meant(head, (*stages_in_order(), *TRAINER_GROUPS))
+            raise UserError(f"The override '{override}' names no stage: '{head}'.{ending}")
         elif head == stage:
             known = stage_config(stage).model_fields
             outer, _, key = field.partition(".")
@@ -70,7 +54,7 @@ def stage_overrides(stage: str, overrides: Iterable[str]) -> dict[str, Any]:
             if field not in known:
                 raise UserError(
                     f"Stage {stage} has no field '{field}' (in the override '{override}')."
-                    f"{nearest(field, known)}"
+                    f"{meant(field, known)}"
                 )
             text = known[field].annotation is str
             fields[field] = match["value"] if text else parse_value(match["value"])
@@ -108,15 +92,11 @@ def _check_trainer(overrides: Sequence[str]) -> None:
         except UserError as error:
             names = [name for name, _, _ in iter_fields(config)]
             words = [override.partition("=")[0].strip() for override in overrides]
-            likeness = sum(_likeness(word, names) for word in words)
-            refusals.append((likeness, error))
+            fit = sum(likeness(word, names) for word in words)
+            refusals.append((fit, error))
         else:
             return
     raise max(refusals, key=lambda refusal: refusal[0])[1]
-
-
-def _likeness(word: str, known: Iterable[str]) -> float:
-    return max(difflib.SequenceMatcher(None, word, name).ratio() for name in known)
 
 
 def make_config(stage: str, values: dict[str, Any], overrides: Sequence[str] = ()) -> StageConfig:
@@ -129,8 +109,8 @@ def make_config(stage: str, values: dict[str, Any], overrides: Sequence[str] = (
         values["overrides"] = trainer
     unknown = [name for name in values if name not in config.model_fields]
     if unknown:
-        meant = nearest(unknown[0], config.model_fields)
-        raise UserError(f"Stage {stage} has no field '{unknown[0]}'.{meant}")
+        ending = meant(unknown[0], config.model_fields)
+        raise UserError(f"Stage {stage} has no field '{unknown[0]}'.{ending}")
     try:
         return config.model_validate(values)
     except ValidationError as error:

@@ -25,6 +25,7 @@ from components.lib.manifest import Manifest, load_manifest
 from components.lib.report import page
 from components.lib.report.page import Cell, Mood, Tile
 from components.lib.resources import Resources
+from components.lib.run_files import REPORT, RESULT, SUMMARY
 from components.lib.stage import Output, StageResult, StageSpec, address_by_list, execute
 from components.lib.store import ObjectStore
 
@@ -65,9 +66,9 @@ def write_run_report(
     def work(_inputs: dict[str, Manifest], output: Output) -> None:
         notes = read_notes(store, storage_root, run)
         summary = summarise(run, notes, _manifests(notes, store), ended, error)
-        output.put_bytes("run.json", summary.model_dump_json(indent=1).encode())
-        output.put_bytes("summary.md", markdown(title, summary).encode())
-        output.put_bytes("report.html", html(title, summary))
+        output.put_bytes(RESULT, summary.model_dump_json(indent=1).encode())
+        output.put_bytes(SUMMARY, markdown(title, summary).encode())
+        output.put_bytes(REPORT, html(title, summary))
         output.summary.update(run=run, outcome=summary.outcome, sentence=summary.sentence)
         progress.log(summary.sentence)
 

@@ -13,7 +13,6 @@ of a second; where only names are wanted, `stage_names` gives them without.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import components
 from components.lib.contract import Progress, StageConfig, UserError
 from components.lib.resources import Resources
+from components.lib.settings import nearest
 from components.lib.stage import StageResult, StageSpec
 from components.lib.store import ObjectStore
 
@@ -45,7 +45,7 @@ def stage_names() -> tuple[str, ...]:
 def stage_named(name: str) -> Stage:
     """What the stage's config.py says. Raises UserError naming the nearest stage."""
     if name not in stage_names():
-        raise UserError(f"There is no stage '{name}'.{nearest(name, stages_in_order())}")
+        raise UserError(f"There is no stage '{name}'.{meant(name, stages_in_order())}")
     module = importlib.import_module(f"components.{name}.config")
     return Stage(spec=module.SPEC, config=module.CONFIG, resources=module.RESOURCES)
 
@@ -80,8 +80,8 @@ def _can_start(config: type[StageConfig], written: set[str]) -> bool:
     return all(written.intersection(accepted) for accepted in kinds if accepted)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def meant(word: str, known: Iterable[str]) -> str:
     """The end of an error: the known word that was perhaps meant, or all of them."""
     words = list(known)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(words)}."
+    close = nearest(word, words)
+    return f" Did you mean '{close}'?" if close else f" There are: {', '.join(words)}."

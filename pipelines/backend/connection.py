@@ -26,7 +26,6 @@ from components.lib.contract import Frozen, UserError
 from pipelines import kfp_private
 
 Answer = TypeVar("Answer")
-SERVICE_ACCOUNT = "cosmos-pipeline"
 log = logging.getLogger("cosmos")
 _PASSING = frozenset({401, 408, 429, 500, 502, 503, 504})
 # At first contact a wrong address is likelier than an outage; later it is the other way round.

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.lib.contract import Frozen, UserError
+from components.training.launch.names import STEP_ACCOUNT
 from pipelines import compiling
-from pipelines.backend.connection import SERVICE_ACCOUNT, Server
+from pipelines.backend.connection import Server
 from pipelines.backend.uploads import experiment_id, first, named, upload
 
 
@@ -34,7 +35,7 @@ def create_schedule(
     gpu_type: str | None = None,
     encode_pods: int = 1,
     experiment: str = "cosmos",
-    service_account: str | None = SERVICE_ACCOUNT,
+    service_account: str | None = STEP_ACCOUNT,
     catch_up: bool = False,
     max_concurrency: int = 1,
     enabled: bool = True,

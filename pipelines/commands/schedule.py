@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from components.lib.contract import UserError
-from pipelines.backend.connection import SERVICE_ACCOUNT
+from components.training.launch.names import STEP_ACCOUNT
 from pipelines.commands.options import (
     Account,
     EncodePods,
@@ -54,7 +54,7 @@ def command(
     concurrency: Annotated[int, typer.Option(help="Runs at a time.", min=1, max=10)] = 1,
     endpoint: Endpoint = None,
     namespace: Namespace = None,
-    service_account: Account = SERVICE_ACCOUNT,
+    service_account: Account = STEP_ACCOUNT,
 ) -> None:
     """Create, list, pause, resume or delete recurring runs.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.backend.connection import SERVICE_ACCOUNT
+from components.training.launch.names import STEP_ACCOUNT
 from pipelines.commands.options import (
     Account,
     EncodePods,
@@ -40,7 +40,7 @@ def command(
     ] = False,
     endpoint: Endpoint = None,
     namespace: Namespace = None,
-    service_account: Account = SERVICE_ACCOUNT,
+    service_account: Account = STEP_ACCOUNT,
 ) -> None:
     """Start a run on a cluster and print its page; the pipeline is uploaded when it changed.
 

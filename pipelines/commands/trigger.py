@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from components.lib.contract import UserError
-from pipelines.backend.connection import SERVICE_ACCOUNT
+from components.training.launch.names import STEP_ACCOUNT
 from pipelines.commands.options import (
     WORKSPACE,
     Account,
@@ -68,7 +68,7 @@ def command(
     experiment: Experiment = "cosmos",
     endpoint: Endpoint = None,
     namespace: Namespace = None,
-    service_account: Account = SERVICE_ACCOUNT,
+    service_account: Account = STEP_ACCOUNT,
 ) -> None:
     """Watch a bucket and start a run when new videos have arrived, until Ctrl-C or a limit.
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from components.harness.overrides import (
     check_overrides,
     make_config,
-    parse_value,
     stage_overrides,
 )
 from components.harness.stages import stage_config, stage_names
 from components.lib.contract import UserError
+from components.lib.settings import parse_value
 
 
 def test_stage_and_trainer_overrides_reach_their_stage() -> None:

@@ -17,7 +17,7 @@ from types import FrameType
 
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
-from components.lib.train import EXIT_RESUME
+from components.lib.run_files import EXIT_RESUME
 from components.lib.train.settings.config import TrainConfig
 from components.lib.train.settings.overrides import apply_overrides, describe
 from components.lib.train.settings.recipes import recipe, recipes

@@ -10,7 +10,7 @@ import torch
 
 from components.lib.contract import UserError
 from components.lib.cosmos.compiler import has_compiler
-from components.lib.train import EXIT_RESUME
+from components.lib.run_files import EXIT_RESUME
 from components.lib.train.loggers import Sink
 from components.lib.train.parallel.layout import ParallelLayout, start_processes, stop_processes
 from components.lib.train.session import Preempted, Session

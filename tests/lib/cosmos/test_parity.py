@@ -33,7 +33,7 @@ from components.lib.cosmos.dit.network import (
     DiTConfig,
     configure_blocks,
     tp_partial_gradient_names,
-    tp_shard_dim,
+    tp_shard_dims,
 )
 from components.lib.cosmos.tokenizer.network import (
     TOKENIZER_PRESETS,
@@ -178,8 +178,10 @@ def worst_difference(
     names = {name: diffusers_name(name) for name, _ in ours.named_parameters()}
     assert sorted(names.values()) == sorted(theirs)
 
+    dims = tp_shard_dims(ours)
+
     def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        dim = tp_shard_dim(name)
+        dim = dims.get(name)
         return tensor if dim is None else tensor.chunk(parallel.size, dim)[parallel.rank]
 
     with torch.no_grad():
@@ -288,8 +290,9 @@ def one_rank(report: Path, rank: int) -> None:
     # a fresh model is the same model in every layout
     whole = load_file(report.parent / "fresh.safetensors")
     fresh = DiT(SMALL)
+    dims = tp_shard_dims(fresh)
     for name, value in fresh.state_dict().items():
-        dim = tp_shard_dim(name)
+        dim = dims.get(name)
         wanted = whole[name] if dim is None else whole[name].chunk(2, dim)[dist.get_rank()]
         assert torch.equal(value, wanted), name
     cases = []

@@ -38,7 +38,7 @@ __all__ = [
     "configure_blocks",
     "initialise",
     "tp_partial_gradient_names",
-    "tp_shard_dim",
+    "tp_shard_dims",
 ]
 
 
@@ -219,13 +219,17 @@ def configure_blocks(
             block.compile_ways(compiler)
 
 
-def tp_shard_dim(name: str) -> int | None:
-    """The dimension along which tensor parallelism cuts this parameter; None when it does not."""
-    if name.endswith((".to_q.0.weight", ".to_k.0.weight", ".to_v.0.weight", ".layer1.weight")):
-        return 0
-    if name.endswith((".to_out.0.weight", ".layer2.weight")):
-        return 1
-    return None
+def tp_shard_dims(model: nn.Module) -> dict[str, int]:
+    """The parameters that tensor parallelism cuts, and along which dimension, by their names.
+
+    Their layers say so (`parallel`). FSDP replaces parameters, so ask before it does.
+    """
+    parameters: dict[str, Any] = dict(model.named_parameters())
+    return {
+        name: int(parameter.partition_dim)
+        for name, parameter in parameters.items()
+        if getattr(parameter, "tensor_model_parallel", False)
+    }
 
 
 def tp_partial_gradient_names(model: DiT) -> list[str]:
@@ -236,7 +240,8 @@ def tp_partial_gradient_names(model: DiT) -> list[str]:
     """
     if model.parallel.size == 1:
         return []
-    uncut = [name for name, _ in model.named_parameters() if tp_shard_dim(name) is None]
+    cut = tp_shard_dims(model)
+    uncut = [name for name, _ in model.named_parameters() if name not in cut]
     if model.parallel.sequence:
         return uncut
     return [name for name in uncut if name.endswith((".to_q.1.weight", ".to_k.1.weight"))]
@@ -250,9 +255,9 @@ def initialise(model: DiT, seed: int) -> None:
     linear layers, normal(0.02) for the time embedding, zero for the last modulation matrix of a
     block, truncated normal(0.02) for the position tables, one for norms.
     """
-    parallel = model.parallel
+    parallel, cut = model.parallel, tp_shard_dims(model)
     for name, parameter in model.named_parameters():
-        dim = tp_shard_dim(name)
+        dim = cut.get(name)
         shape = list(parameter.shape)
         if dim is not None:
             shape[dim] *= parallel.size

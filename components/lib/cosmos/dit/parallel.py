@@ -120,8 +120,13 @@ def gated_linear(x: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
     return F.linear(x, weight) * gate
 
 
+def mark_cut(parameter: nn.Parameter, dim: int) -> None:
+    """Say that each rank of a tensor-parallel group holds a part of it along ``dim``."""
+    set_tensor_model_parallel_attributes(parameter, True, dim, 1)
+
+
 def _finish(layer: Any, dim: int) -> None:
-    set_tensor_model_parallel_attributes(layer.weight, True, dim, 1)
+    mark_cut(layer.weight, dim)
     drop_load_hooks(layer)  # it would insert the extra-state key
 
 

@@ -90,10 +90,10 @@ def keep_whole(model: nn.Module, dtype: torch.dtype | None, methods: tuple[str, 
     model.register_forward_pre_hook(lambda *_: weights.cast_in())
     model.register_forward_hook(after, always_call=True)
     for name in methods:
-        setattr(model, name, _lending(weights, getattr(model, name)))
+        setattr(model, name, _cast_while(weights, getattr(model, name)))
 
 
-def _lending(weights: ReplicatedWeights, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _cast_while(weights: ReplicatedWeights, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def call(*args: Any, **kwargs: Any) -> Tensor:
         if weights.cast:  # within another pass
             return method(*args, **kwargs)

@@ -35,12 +35,12 @@ def load_shards(
     from components.lib.cosmos.model_folder import check_keys, read_specs, weight_files
 
     # Factors of a low-rank update are not part of the base model.
-    own = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
-    expected = {name: _full_shape(name, value, layout, shard_dim) for name, value in own.items()}
+    base = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
+    expected = {name: _full_shape(name, value, layout, shard_dim) for name, value in base.items()}
     specs = read_specs(folder)
-    found = {name: spec.shape for name, spec in specs.items() if name not in extras}
+    stored = {name: spec.shape for name, spec in specs.items() if name not in extras}
     beside: dict[str, torch.Tensor] = {}
-    check_keys(expected, found, str(folder))
+    check_keys(expected, stored, str(folder))
     with torch.no_grad():
         for path in weight_files(folder):
             with safe_open(str(path), framework="pt") as source:
@@ -48,7 +48,7 @@ def load_shards(
                     if name in extras:
                         beside[name] = source.get_tensor(name)
                     else:
-                        _fill(name, own[name], source.get_slice(name), layout, shard_dim)
+                        _fill(name, base[name], source.get_slice(name), layout, shard_dim)
     return beside
 
 
@@ -97,8 +97,8 @@ def gather_weights(
     Collective: every rank must exhaust it. ``values`` replaces some parameters (a moving average).
     """
     for name, value in model.state_dict().items():
-        held = values.get(name, value).detach()
-        local = held.full_tensor() if isinstance(held, DTensor) else held
+        tensor = values.get(name, value).detach()
+        local = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         dim = shard_dim(name)
         if dim is not None and layout.tp > 1:
             parts = [torch.empty_like(local) for _ in range(layout.tp)]

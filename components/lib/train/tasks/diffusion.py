@@ -27,7 +27,7 @@ from components.lib.cosmos.dit.network import (
     DiTConfig,
     configure_blocks,
     tp_partial_gradient_names,
-    tp_shard_dim,
+    tp_shard_dims,
 )
 from components.lib.cosmos.flops import dit_forward_flops
 from components.lib.manifest import Manifest
@@ -42,13 +42,11 @@ from components.lib.train.memory.recompute import MemoryPlan, device_bytes, keep
 from components.lib.train.parallel.layout import ParallelLayout
 from components.lib.train.settings.config import DiffusionTrainingConfig
 from components.lib.train.tasks.lora import (
-    FACTORS,
     add_lora,
     draw_factors,
     merged,
-    partial_names,
+    uncut_factors,
 )
-from components.lib.train.tasks.lora import shard_dim as lora_shard_dim
 from components.lib.train.tasks.task import Work
 
 log = logging.getLogger("cosmos.train")
@@ -110,7 +108,8 @@ class DiffusionTask:
             mixed = config.trainer.precision == "bf16-mixed"
             add_lora(self._dit, config.model.lora, torch.bfloat16 if mixed else None)
             trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
-            self._partial = (self._partial & trained) | partial_names(self.model)
+            self._partial = (self._partial & trained) | uncut_factors(self.model)
+        self._cut = tp_shard_dims(self.model)
         self._trainable = sum(
             p.numel() * (layout.tp if self.shard_dim(n) is not None else 1)
             for n, p in self.model.named_parameters()
@@ -138,8 +137,8 @@ class DiffusionTask:
         return list(self._dit.blocks.values())
 
     def shard_dim(self, name: str) -> int | None:
-        """As the network says; factors of low-rank updates as their layers."""
-        return lora_shard_dim(name) if name.endswith(FACTORS) else tp_shard_dim(name)
+        """As the layers said of themselves before sharding."""
+        return self._cut.get(name)
 
     def partial_names(self) -> set[str]:
         """Recorded before sharding, which replaces the parameters."""

@@ -11,12 +11,12 @@ two CPU cores in a minute.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 
 from components.lib.contract import UserError
 from components.lib.cosmos.families import trained_families
+from components.lib.settings import nearest
 from components.lib.train.settings.config import TrainConfig
 
 Recipe = Callable[[], TrainConfig]
@@ -34,7 +34,7 @@ def recipe(name: str) -> TrainConfig:
     """The config of a recipe. Raises UserError naming the nearest one when there is none."""
     known = recipes()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean '{close[0]}'?" if close else f"Recipes: {', '.join(known)}."
+        close = nearest(name, known, cutoff=0.6)
+        hint = f"Did you mean '{close}'?" if close else f"Recipes: {', '.join(known)}."
         raise UserError(f"There is no recipe '{name}'. {hint}")
     return known[name]()
