@@ -55,7 +55,7 @@ campaign-kills: $(READY) ## Every data stage killed 20 times; 100,000 objects; a
 campaign-fuzz: $(READY) ## 2,000 mutated videos
 	$(BIN)/python -m tests.lib.video.fuzz --full
 
-compile: $(READY) ## Write pipelines/compiled/*.yaml and the READMEs' lists of files
+compile: $(READY) ## Write pipelines/compiled/*.yaml and the READMEs' lists of stages and files
 	$(BIN)/cosmos-pipelines compile
 	$(BIN)/python -m tests.house
 

@@ -57,14 +57,14 @@ def build(profile: Profile = profiles.CLUSTER) -> Any:
             role="dit",
             overrides=form.overrides,
         ).set_display_name("fetch diffusion model")
-        place(base, profile, profiles.FETCH, secrets=("huggingface",))
+        place(base, profile, "checkpoint_fetch")
         videos = video_discovery(
             storage_root=form.storage_root,
             source=form.videos,
             prompt=form.prompt,
             overrides=form.overrides,
         ).set_display_name("discover videos")
-        place(videos, profile, profiles.DISCOVER, cached=False, secrets=("huggingface",))
+        place(videos, profile, "video_discovery")
         post_train(profile, form, videos, base)
 
     return forms.pipeline(
@@ -94,21 +94,21 @@ def post_train(
         role="tokenizer",
         overrides=form.overrides,
     ).set_display_name("fetch tokenizer")
-    place(tokenizer, profile, profiles.FETCH, cached=cached, secrets=("huggingface",))
+    place(tokenizer, profile, "checkpoint_fetch", cached=cached)
     text_encoder = checkpoint_fetch(
         storage_root=form.storage_root,
         source=form.text_encoder_checkpoint,
         role="t5",
         overrides=form.overrides,
     ).set_display_name("fetch T5")
-    place(text_encoder, profile, profiles.FETCH, cached=cached, secrets=("huggingface",))
+    place(text_encoder, profile, "checkpoint_fetch", cached=cached)
     embedded = prompt_embedding(
         storage_root=form.storage_root,
         videos=videos.outputs["videos"],
         checkpoint=text_encoder.outputs["checkpoint"],
         overrides=form.overrides,
     ).set_display_name("embed prompts")
-    place(embedded, profile, profiles.EMBED, cached=cached)
+    place(embedded, profile, "prompt_embedding", cached=cached)
     # The latents wait for the prompts although shards, the usual layout, hold no text: it is an
     # override that chooses the guide's layout, and by then the graph is fixed. The price is T5's
     # minutes, once for each set of prompts.
@@ -125,14 +125,14 @@ def post_train(
     latents = latent_encoding(**encoding).set_display_name("encode latents")
     # after several pods it finds their shards and writes the manifest; it asks for a GPU all the
     # same, because it is also what makes a shard again whose decoder crashed
-    place(latents, profile, profiles.ENCODE, cached=cached)
+    place(latents, profile, "latent_encoding", cached=cached)
     if profile.encode_pods > 1:
         numbers = list(range(profile.encode_pods))
         with dsl.ParallelFor(numbers, name="parts of the latents") as index:
             part = latent_encoding_part(
                 part_index=index, part_count=profile.encode_pods, **encoding
             ).set_display_name("encode a part")
-            place(part, profile, profiles.ENCODE, cached=cached)
+            place(part, profile, "latent_encoding", cached=cached)
         latents.after(part)
     prompts = {"prompts": embedded.outputs["embeddings"]}
     train_and_judge(

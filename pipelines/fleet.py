@@ -17,9 +17,10 @@ from kfp import dsl
 from pydantic import Field
 
 from components.checkpoint_fetch.component import checkpoint_fetch
+from components.harness.run_report import RESOURCES
 from components.video_discovery.component import video_discovery
 from pipelines import diffusion, forms, profiles, tokenizer
-from pipelines.profiles import Profile, place
+from pipelines.profiles import Profile, place, place_with
 from pipelines.run_report import run_report
 
 _MODEL_NAME = "Name of the model whose version in production is retrained, and its ledger."
@@ -88,7 +89,7 @@ def retraining(
     ``role`` is that of the model to train, ``prompt`` that of videos which have none.
     """
     report = run_report(storage_root=form.storage_root, title=form.model_name)
-    place(report, profile, profiles.PROMOTE, cached=False)
+    place_with(report, profile, RESOURCES)
     with dsl.ExitHandler(report, name="retraining"):
         videos = video_discovery(
             storage_root=form.storage_root,
@@ -100,7 +101,7 @@ def retraining(
             old_per_new=form.old_per_new,
             overrides=form.overrides,
         ).set_display_name("discover new videos")
-        place(videos, profile, profiles.DISCOVER, cached=False, secrets=("huggingface",))
+        place(videos, profile, "video_discovery")
         with dsl.If(videos.outputs["Output"] == "train", name="enough new videos"):
             base = checkpoint_fetch(
                 storage_root=form.storage_root,
@@ -109,5 +110,5 @@ def retraining(
                 production_of=form.model_name,
                 overrides=form.overrides,
             ).set_display_name("start from production")
-            place(base, profile, profiles.FETCH, cached=False, secrets=("huggingface",))
+            place(base, profile, "checkpoint_fetch", cached=False)
             post_train(profile, form, videos, base, cached=False, ledger=form.model_name)

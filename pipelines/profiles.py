@@ -1,4 +1,6 @@
-"""What a task asks of its surroundings: resources, retries, caching, secrets.
+"""What a stage asks of its surroundings, in KFP's calls: resources, retries, caching, secrets.
+
+What that is stands in the stage's config.py (`components.lib.resources`).
 
 `CLUSTER` is compiled into the YAML. A profile without a cluster asks for nothing, because the local
 runner has nothing to give and would retry a user's mistake three times before saying so.
@@ -7,27 +9,16 @@ runner has nothing to give and would retry a user's mistake three times before s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from kfp import dsl, kubernetes
 from pydantic import Field
 
+from components.harness.stages import stage_named
 from components.lib.contract import Frozen
 from components.lib.environment import GPU_TYPE, RUN_ID
+from components.lib.resources import Resources
 from components.training.launch.interface import GPU_PRODUCT, GPU_TAINT
 from components.training.launch.names import HUGGINGFACE, STORE, WANDB
-
-Secret = Literal["huggingface", "wandb"]
-
-
-class Resources(Frozen):
-    """Requests of one task. ``memory`` is also the limit; CPU, which throttles, has none."""
-
-    cpu: str
-    memory: str
-    gpus: int = 0
-    retries: int = 2
-    timeout_hours: int = 24
 
 
 class Profile(Frozen):
@@ -49,18 +40,29 @@ CLUSTER = Profile(cluster=True)
 def place(
     task: dsl.PipelineTask,
     profile: Profile,
+    stage: str,
+    *,
+    cached: bool = True,
+    environment: Mapping[str, str] | None = None,
+) -> dsl.PipelineTask:
+    """Give a task what its stage asks for; ``cached=False`` where a pipeline wants no cache.
+
+    ``environment`` is what the pipeline tells this task besides.
+    """
+    resources = stage_named(stage).resources
+    return place_with(task, profile, resources, cached=cached, environment=environment)
+
+
+def place_with(
+    task: dsl.PipelineTask,
+    profile: Profile,
     resources: Resources,
     *,
     cached: bool = True,
-    secrets: tuple[Secret, ...] = (),
     environment: Mapping[str, str] | None = None,
 ) -> dsl.PipelineTask:
-    """Give a task its caching choice and, on a cluster, everything else it asks for.
-
-    KFP's cache key covers neither bucket contents nor secrets, so a stage whose result the world
-    decides (discovery, promotion) must say ``cached=False``.
-    """
-    task.set_caching_options(cached)
+    """`place` with resources of the caller's: those of the run report, which is no listed stage."""
+    task.set_caching_options(cached and resources.cached)
     if not profile.cluster:
         return task
     task.set_cpu_request(resources.cpu)
@@ -92,7 +94,7 @@ def place(
     )
     kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path="/tmp")  # noqa: S108
     kubernetes.use_secret_as_env(task, secret_name=STORE.name, secret_key_to_env=STORE.variables)
-    if "huggingface" in secrets:
+    if "huggingface" in resources.secrets:
         kubernetes.add_pod_label(task, "cosmos-pipelines.dev/egress", "huggingface")
         kubernetes.use_secret_as_env(
             task,
@@ -100,7 +102,7 @@ def place(
             secret_key_to_env=HUGGINGFACE.variables,
             optional=True,
         )
-    if "wandb" in secrets:
+    if "wandb" in resources.secrets:
         kubernetes.use_secret_as_env(
             task,
             secret_name=WANDB.name,
@@ -108,13 +110,3 @@ def place(
             optional=True,
         )
     return task
-
-
-FETCH = Resources(cpu="4", memory="16Gi", retries=5)
-DISCOVER = Resources(cpu="8", memory="8Gi")
-SHARD = Resources(cpu="8", memory="16Gi")
-EMBED = Resources(cpu="4", memory="48Gi", gpus=1)
-ENCODE = Resources(cpu="16", memory="64Gi", gpus=1, timeout_hours=72)
-LAUNCH = Resources(cpu="1", memory="2Gi", timeout_hours=240)
-EVALUATE = Resources(cpu="8", memory="64Gi", gpus=1)
-PROMOTE = Resources(cpu="1", memory="4Gi")

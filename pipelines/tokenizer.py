@@ -45,14 +45,14 @@ def build(profile: Profile = profiles.CLUSTER) -> Any:
             role="tokenizer",
             overrides=form.overrides,
         ).set_display_name("fetch tokenizer")
-        place(base, profile, profiles.FETCH, secrets=("huggingface",))
+        place(base, profile, "checkpoint_fetch")
         videos = video_discovery(
             storage_root=form.storage_root,
             source=form.videos,
             prompt="",
             overrides=form.overrides,
         ).set_display_name("discover videos")
-        place(videos, profile, profiles.DISCOVER, cached=False, secrets=("huggingface",))
+        place(videos, profile, "video_discovery")
         post_train(profile, form, videos, base)
 
     return forms.pipeline(
@@ -82,13 +82,13 @@ def post_train(
         role="vgg16",
         overrides=form.overrides,
     ).set_display_name("fetch VGG16")
-    place(vgg, profile, profiles.FETCH, cached=cached, secrets=("huggingface",))
+    place(vgg, profile, "checkpoint_fetch", cached=cached)
     shards = tar_sharding(
         storage_root=form.storage_root,
         videos=videos.outputs["videos"],
         overrides=form.overrides,
     ).set_display_name("shard videos")
-    place(shards, profile, profiles.SHARD, cached=cached)
+    place(shards, profile, "tar_sharding", cached=cached)
     train_and_judge(
         profile,
         form,

@@ -12,7 +12,6 @@ from components.evaluation.component import evaluation
 from components.lib.environment import TRAIN_IMAGE
 from components.promotion.component import promotion
 from components.training.component import training
-from pipelines import profiles
 from pipelines.forms import Form
 from pipelines.profiles import Profile, place
 
@@ -47,9 +46,8 @@ def train_and_judge(
     place(
         trained,
         profile,
-        profiles.LAUNCH,
+        "training",
         cached=cached,
-        secrets=("wandb",),
         environment={TRAIN_IMAGE: images.TRAIN},
     )
     judged = evaluation(
@@ -61,8 +59,7 @@ def train_and_judge(
         overrides=form.overrides,
         **evaluation_inputs,
     ).set_display_name("evaluate")
-    # it also measures the model in production, which another run may have changed
-    place(judged, profile, profiles.EVALUATE, cached=False)
+    place(judged, profile, "evaluation")
     decided = promotion(
         storage_root=form.storage_root,
         model_name=form.model_name,
@@ -71,4 +68,4 @@ def train_and_judge(
         overrides=form.overrides,
         **entered,
     ).set_display_name("promote")
-    place(decided, profile, profiles.PROMOTE, cached=False)
+    place(decided, profile, "promotion")

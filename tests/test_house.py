@@ -33,7 +33,8 @@ ONE_KIND = {"pipelines/commands": 40}
 
 
 def lint(root: Path, contract: str) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--contract", contract]
+    program = str(Path(sys.executable).with_name("lint-imports"))
+    command = [program, "--no-cache", "--contract", contract]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 

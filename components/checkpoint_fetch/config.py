@@ -7,9 +7,11 @@ from pydantic import Field
 from components.lib.contract import StageConfig, operational
 from components.lib.cosmos.families import FamilyName, Variant
 from components.lib.cosmos.formats.text_encoder import TextDtype
+from components.lib.resources import Resources
 from components.lib.stage import StageSpec
 
 SPEC = StageSpec(name="checkpoint_fetch", version="1", kind="checkpoint")
+RESOURCES = Resources(cpu="4", memory="16Gi", retries=5, secrets=("huggingface",))
 
 
 class CheckpointFetchConfig(StageConfig):

@@ -24,18 +24,18 @@ from components.checkpoint_fetch.sources import (
     parse_source,
 )
 from components.lib.contract import Progress
-from components.lib.manifest import MANIFEST_NAME, Manifest, digest_json
+from components.lib.manifest import MANIFEST_NAME, Manifest
 from components.lib.registry import Registry, models_root
-from components.lib.stage import Output, StageResult, execute
+from components.lib.stage import Output, StageResult, address_by, execute
 from components.lib.store import ObjectStore
 
 
 def run(config: CheckpointFetchConfig, store: ObjectStore, progress: Progress) -> StageResult:
     """Run the stage; see the module docstring."""
     if config.production_of:
-        found = _in_production(config, store, progress)
-        if found is not None:
-            return found
+        production = _in_production(config, store, progress)
+        if production is not None:
+            return production
     location = parse_source(config.source)
     files: list[SourceFile] = []
     if not (location.kind == "hf" and location.pinned):
@@ -43,16 +43,8 @@ def run(config: CheckpointFetchConfig, store: ObjectStore, progress: Progress) -
     identity = (
         location.text if location.kind == "hf" else [file.model_dump(mode="json") for file in files]
     )
-    address = digest_json(
-        {
-            "stage": SPEC.name,
-            "version": SPEC.version,
-            "source": identity,
-            "config": config.model_dump(
-                mode="json", include={"role", "model", "variant", "text_dtype"}
-            ),
-        }
-    )
+    choices = config.model_dump(mode="json", include={"role", "model", "variant", "text_dtype"})
+    address = address_by(SPEC, source=identity, config=choices)
 
     def work(inputs: dict[str, Manifest], output: Output) -> None:
         _fetch(config, location, files, store, progress, output)
@@ -79,13 +71,13 @@ def _list(
 ) -> tuple[Location, list[SourceFile]]:
     """The location with its revision resolved, and the needed files with their digests."""
     if location.kind == "file":
-        found = list_folder(Path(location.place))
-        wanted = needed_files(found, config.role, location.place, config.variant)
+        local = list_folder(Path(location.place))
+        wanted = needed_files(local, config.role, location.place, config.variant)
         return location, [
             SourceFile(
                 path=path,
-                bytes=found[path].stat().st_size,
-                digest=f"sha256:{hash_file(found[path])}",
+                bytes=local[path].stat().st_size,
+                digest=f"sha256:{hash_file(local[path])}",
             )
             for path in wanted
         ]

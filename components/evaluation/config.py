@@ -7,23 +7,37 @@ from typing import Literal
 from pydantic import Field
 
 from components.lib.contract import StageConfig, manifest_input, operational
+from components.lib.cosmos.families import data_kinds
+from components.lib.manifest import MODEL_KINDS
+from components.lib.resources import Resources
 from components.lib.stage import StageSpec
 
 SPEC = StageSpec(name="evaluation", version="1", kind="evaluation")
+# it also measures the model in production, which another run may have changed
+RESOURCES = Resources(cpu="8", memory="64Gi", gpus=1, cached=False)
 
 
 class EvaluationConfig(StageConfig):
     """Settings of the stage."""
 
-    training: str = manifest_input("Manifest of the training run.")
-    checkpoint: str = manifest_input("Checkpoint manifest of the model the run started from.")
-    data: str = manifest_input("Manifest of the data set; its validation split is measured on.")
-    prompts: str = manifest_input("Prompt embeddings (diffusion).", default="")
+    training: str = manifest_input("Manifest of the training run.", kinds=("training-run",))
+    checkpoint: str = manifest_input(
+        "Checkpoint manifest of the model the run started from.", kinds=MODEL_KINDS
+    )
+    data: str = manifest_input(
+        "Manifest of the data set; its validation split is measured on.", kinds=data_kinds()
+    )
+    prompts: str = manifest_input(
+        "Prompt embeddings (diffusion).", kinds=("prompt-embeddings",), default=""
+    )
     old_data: str = manifest_input(
-        "A second data set, of older video, whose validation split must not get worse.", default=""
+        "A second data set, of older video, whose validation split must not get worse.",
+        kinds=data_kinds(),
+        default="",
     )
     vgg: str = manifest_input(
         "VGG16 checkpoint for the perceptual distance (tokenizers). Empty: that of the training.",
+        kinds=("checkpoint",),
         default="",
     )
     model_name: str = Field(

@@ -21,7 +21,7 @@ from components.evaluation.config import SPEC, EvaluationConfig
 from components.evaluation.held_out import HeldOut, held_out, old_contents
 from components.lib.contract import Progress, UserError
 from components.lib.lineage import trace
-from components.lib.manifest import Manifest, digest_json, load_manifest
+from components.lib.manifest import Manifest
 from components.lib.registry import Registry, models_root
 from components.lib.report.curves import Run, read_run
 from components.lib.report.scores import (
@@ -35,7 +35,7 @@ from components.lib.report.scores import (
     weights_digest,
 )
 from components.lib.run_files import METRICS, SETTINGS
-from components.lib.stage import Output, StageResult, execute
+from components.lib.stage import Output, StageResult, address_of, execute, load_inputs
 from components.lib.store import ObjectStore
 
 if TYPE_CHECKING:
@@ -45,18 +45,13 @@ if TYPE_CHECKING:
 def run(config: EvaluationConfig, store: ObjectStore, progress: Progress) -> StageResult:
     """Measure and report. Output: report.html, summary.md, evaluation.json, loss_curve.csv/png,
     pictures/."""
-    training = load_manifest(config.training, store)
-    production = _production(config, training, store)
-    inputs = {name: load_manifest(ref, store) for name, ref in config.manifest_refs().items()}
+    inputs = load_inputs(config, store)
+    production = _production(config, inputs["training"], store)
     old = set() if "old_data" in inputs else old_contents(inputs["data"], store)
-    decided_by = {
-        "stage": SPEC.name,
-        "version": SPEC.version,
-        "inputs": {name: manifest.content for name, manifest in inputs.items()},
-        "config": config.deciding_fields(),
-        "production": weights_digest(production) if production else None,
-    }
-    address = digest_json(decided_by | ({"old": sorted(old)} if old else {}))
+    world: dict[str, Any] = {"production": weights_digest(production) if production else None}
+    if old:
+        world["old"] = sorted(old)
+    address = address_of(SPEC, config, inputs, **world)
 
     def work(inputs: dict[str, Manifest], output: Output) -> None:
         _work(config, inputs, production, old, store, progress, output)
@@ -104,7 +99,7 @@ def _work(
     }
     if production is not None:
         manifests["production"] = (production, "model/")
-    models = {role: _model_ref(role, *held) for role, held in manifests.items()}
+    models = {role: _model_ref(role, *place) for role, place in manifests.items()}
     scores = _measure(family, manifests, models, sets, store, output.scratch)
     _part_old(scores, old)
     evaluation = Evaluation(
@@ -167,8 +162,8 @@ def _measure(
                 scores[name][role] = scores[name][twin]
             continue
         folder = download_model(manifest, store, scratch / "weights" / role, prefix=prefix)
-        for name, found in family.measure(role, folder, sets).items():
-            scores[name][role] = tuple(found)
+        for name, clips in family.measure(role, folder, sets).items():
+            scores[name][role] = tuple(clips)
     return scores
 
 

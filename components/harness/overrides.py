@@ -11,52 +11,18 @@ a slip in a trainer setting must not show after hours of encoding.
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
+from components.harness.stages import meant, stage_config, stage_names, stages_in_order
 from components.lib.contract import StageConfig, UserError
+from components.lib.settings import likeness, parse_value
 
-STAGES = (
-    "checkpoint_fetch",
-    "video_discovery",
-    "tar_sharding",
-    "prompt_embedding",
-    "latent_encoding",
-    "training",
-    "evaluation",
-    "promotion",
-)
 TRAINER_GROUPS = ("model", "data", "trainer", "optim", "log", "resume")
 _PATTERN = re.compile(r"^(?P<head>[A-Za-z_]\w*)\.(?P<field>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.S)
-
-
-def stage_config(name: str) -> type[StageConfig]:
-    """The config class of a stage. Raises UserError naming the nearest stage."""
-    if name not in STAGES:
-        raise UserError(f"There is no stage '{name}'.{_nearest(name, STAGES)}")
-    config: type[StageConfig] = importlib.import_module(f"components.{name}.config").CONFIG
-    return config
-
-
-def parse_value(text: str) -> Any:
-    """A YAML value. ``1e-4``, which YAML 1.1 calls text, is read as the number it is."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"The value '{text}' is not valid YAML: {error}") from error
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def stage_overrides(stage: str, overrides: Iterable[str]) -> dict[str, Any]:
@@ -76,9 +42,9 @@ def stage_overrides(stage: str, overrides: Iterable[str]) -> dict[str, Any]:
         head, field = match["head"], match["field"]
         if head in TRAINER_GROUPS:
             trainer.append(override)
-        elif head not in STAGES:
-            nearest = _nearest(head, (*STAGES, *TRAINER_GROUPS))
-            raise UserError(f"The override '{override}' names no stage: '{head}'.{nearest}")
+        elif head not in stage_names():
+            ending = meant(head, (*stages_in_order(), *TRAINER_GROUPS))
+            raise UserError(f"The override '{override}' names no stage: '{head}'.{ending}")
         elif head == stage:
             known = stage_config(stage).model_fields
             outer, _, key = field.partition(".")
@@ -88,7 +54,7 @@ def stage_overrides(stage: str, overrides: Iterable[str]) -> dict[str, Any]:
             if field not in known:
                 raise UserError(
                     f"Stage {stage} has no field '{field}' (in the override '{override}')."
-                    f"{_nearest(field, known)}"
+                    f"{meant(field, known)}"
                 )
             text = known[field].annotation is str
             fields[field] = match["value"] if text else parse_value(match["value"])
@@ -99,7 +65,7 @@ def stage_overrides(stage: str, overrides: Iterable[str]) -> dict[str, Any]:
 
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raise UserError for the first override that its stage or the trainer would not take."""
-    for stage in STAGES:
+    for stage in stages_in_order():
         fields = stage_overrides(stage, overrides)
         trainer = fields.pop("overrides", []) if stage == "training" else []
         known = stage_config(stage).model_fields
@@ -125,16 +91,12 @@ def _check_trainer(overrides: Sequence[str]) -> None:
             apply_overrides(config, overrides)
         except UserError as error:
             names = [name for name, _, _ in iter_fields(config)]
-            given = [override.partition("=")[0].strip() for override in overrides]
-            likeness = sum(_likeness(name, names) for name in given)
-            refusals.append((likeness, error))
+            words = [override.partition("=")[0].strip() for override in overrides]
+            fit = sum(likeness(word, names) for word in words)
+            refusals.append((fit, error))
         else:
             return
     raise max(refusals, key=lambda refusal: refusal[0])[1]
-
-
-def _likeness(word: str, known: Iterable[str]) -> float:
-    return max(difflib.SequenceMatcher(None, word, name).ratio() for name in known)
 
 
 def make_config(stage: str, values: dict[str, Any], overrides: Sequence[str] = ()) -> StageConfig:
@@ -147,21 +109,15 @@ def make_config(stage: str, values: dict[str, Any], overrides: Sequence[str] = (
         values["overrides"] = trainer
     unknown = [name for name in values if name not in config.model_fields]
     if unknown:
-        nearest = _nearest(unknown[0], config.model_fields)
-        raise UserError(f"Stage {stage} has no field '{unknown[0]}'.{nearest}")
+        ending = meant(unknown[0], config.model_fields)
+        raise UserError(f"Stage {stage} has no field '{unknown[0]}'.{ending}")
     try:
         return config.model_validate(values)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        given = values.get(field, "nothing")
-        raise UserError(_does_not_fit(stage, field, error, given)) from error
+        value = values.get(field, "nothing")
+        raise UserError(_does_not_fit(stage, field, error, value)) from error
 
 
-def _does_not_fit(stage: str, field: str, error: ValidationError, given: Any) -> str:
-    return f"Stage {stage}, field '{field}': {error.errors()[0]['msg']}, got {given!r}."
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}."
+def _does_not_fit(stage: str, field: str, error: ValidationError, value: Any) -> str:
+    return f"Stage {stage}, field '{field}': {error.errors()[0]['msg']}, got {value!r}."

@@ -81,9 +81,9 @@ class Note:
         if not _NAME.match(name):
             return cls("", stage, what)
         started = time.time_ns()
-        found = cls(f"{notes_prefix(storage_root, name)}{started:020d}-{stage}.json", stage, what)
-        found._write({})
-        return found
+        note = cls(f"{notes_prefix(storage_root, name)}{started:020d}-{stage}.json", stage, what)
+        note._write({})
+        return note
 
     def end(self, result: StageResult | None = None, error: str = "") -> None:
         """Write how the task ended: with a result or with an error."""
@@ -109,10 +109,10 @@ class Note:
 
 def read_notes(store: ObjectStore, storage_root: str, run: str) -> list[TaskNote]:
     """The notes of a run, in the order in which its tasks started."""
-    found = []
+    notes = []
     for info in sorted(store.list(notes_prefix(storage_root, run)), key=lambda info: info.uri):
         try:
-            found.append(TaskNote.model_validate_json(store.get_bytes(info.uri)))
+            notes.append(TaskNote.model_validate_json(store.get_bytes(info.uri)))
         except ValidationError as error:
             raise UserError(f"{info.uri} is no note of a task. Move it elsewhere.") from error
-    return found
+    return notes

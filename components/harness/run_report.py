@@ -3,6 +3,10 @@
 It is made by the pipeline's exit task, whatever happened before, from the notes that the tasks
 left (`components.harness.run_notes`) and the manifests they name. What a task's manifest says
 is shown as it stands there; nothing is computed again.
+
+A stage in what it writes (an output with an address and a manifest), but none of those that
+`components.harness.stages` lists: it reads the run instead of inputs, has no settings to override,
+and starts through a task function of its own (`components.harness.task.run_report_task`).
 """
 
 from __future__ import annotations
@@ -17,14 +21,16 @@ from markupsafe import Markup
 
 from components.harness.run_notes import TaskNote, read_notes
 from components.lib.contract import Frozen, Progress, StageConfig
-from components.lib.manifest import Manifest, digest_json, load_manifest
+from components.lib.manifest import Manifest, load_manifest
 from components.lib.report import page
 from components.lib.report.page import Cell, Mood, Tile
+from components.lib.resources import Resources
 from components.lib.run_files import REPORT, RESULT, SUMMARY
-from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.stage import Output, StageResult, StageSpec, address_by_list, execute
 from components.lib.store import ObjectStore
 
 SPEC = StageSpec(name="run_report", version="1", kind="run-report")
+RESOURCES = Resources(cpu="1", memory="4Gi", cached=False)
 Outcome = Literal["promoted", "already promoted", "refused", "nothing to do", "failed", "finished"]
 _MOODS: dict[str, Mood] = {"promoted": "good", "refused": "warn", "failed": "bad"}
 _STATES: dict[str, Mood] = {"succeeded": "good", "failed": "bad", "running": "warn"}
@@ -55,16 +61,16 @@ def write_run_report(
     ``error`` is what KFP knows of the failure; a stage's own sentence is preferred.
     """
     config = StageConfig(storage_root=storage_root)
-    address = digest_json([SPEC.name, SPEC.version, run])
+    address = address_by_list(SPEC, run)
 
     def work(_inputs: dict[str, Manifest], output: Output) -> None:
         notes = read_notes(store, storage_root, run)
-        found = summarise(run, notes, _manifests(notes, store), ended, error)
-        output.put_bytes(RESULT, found.model_dump_json(indent=1).encode())
-        output.put_bytes(SUMMARY, markdown(title, found).encode())
-        output.put_bytes(REPORT, html(title, found))
-        output.summary.update(run=run, outcome=found.outcome, sentence=found.sentence)
-        progress.log(found.sentence)
+        summary = summarise(run, notes, _manifests(notes, store), ended, error)
+        output.put_bytes(RESULT, summary.model_dump_json(indent=1).encode())
+        output.put_bytes(SUMMARY, markdown(title, summary).encode())
+        output.put_bytes(REPORT, html(title, summary))
+        output.summary.update(run=run, outcome=summary.outcome, sentence=summary.sentence)
+        progress.log(summary.sentence)
 
     return execute(SPEC, config, store, progress, work, address=address)
 
@@ -133,24 +139,24 @@ def _decided(decision: dict[str, Any]) -> tuple[Outcome, str]:
     return "promoted", f"{name} was put in production{how}."
 
 
-def markdown(title: str, found: RunSummary) -> str:
+def markdown(title: str, summary: RunSummary) -> str:
     """The short summary."""
-    lines = [f"# {title}: {found.outcome}", "", found.sentence, ""]
-    if found.counts:
-        lines += [f"Videos: {_counted(found.counts)}.", ""]
+    lines = [f"# {title}: {summary.outcome}", "", summary.sentence, ""]
+    if summary.counts:
+        lines += [f"Videos: {_counted(summary.counts)}.", ""]
     lines += [
         f"- {'passed' if rule['passed'] else '**not passed**'}, {rule['name']}: {rule['sentence']}"
-        for rule in found.decision.get("rules", [])
+        for rule in summary.decision.get("rules", [])
     ]
     lines += ["", "| stage | state | seconds | output |", "|---|---|---:|---|"]
     lines += [
         f"| {note.name} | {_state(note)} | {note.seconds:.1f} | {note.manifest or note.error} |"
-        for note in found.tasks
+        for note in summary.tasks
     ]
     return "\n".join(lines) + "\n"
 
 
-def html(title: str, found: RunSummary) -> bytes:
+def html(title: str, summary: RunSummary) -> bytes:
     """The same as a page."""
     rules = [
         page.verdict_line(
@@ -158,7 +164,7 @@ def html(title: str, found: RunSummary) -> bytes:
             f"{rule['name']}: {rule['sentence']}",
             "good" if rule["passed"] else "bad",
         )
-        for rule in found.decision.get("rules", [])
+        for rule in summary.decision.get("rules", [])
     ]
     rows: list[list[str | float | int | Cell | None]] = [
         [
@@ -168,22 +174,24 @@ def html(title: str, found: RunSummary) -> bytes:
             note.seconds,
             note.manifest or note.error or "–",
         ]
-        for note in found.tasks
+        for note in summary.tasks
     ]
     figures: list[list[str | float | int | Cell | None]] = [
-        [note.name, name, value] for note in found.tasks for name, value in note.metrics.items()
+        [note.name, name, value] for note in summary.tasks for name, value in note.metrics.items()
     ]
-    pointer = found.decision.get("pointer") or {}
+    pointer = summary.decision.get("pointer") or {}
     facts = [
         [name, json.dumps(value) if isinstance(value, dict) else str(value)]
-        for name, value in {**pointer, "ledger": found.decision.get("ledger", "")}.items()
+        for name, value in {**pointer, "ledger": summary.decision.get("ledger", "")}.items()
         if value not in ("", None)
     ]
     return page.page(
-        title=f"{title}: {found.outcome}",
-        about=found.run,
-        headline=[page.verdict_line(found.outcome, found.sentence, _MOODS.get(found.outcome, ""))],
-        tiles=_tiles(found),
+        title=f"{title}: {summary.outcome}",
+        about=summary.run,
+        headline=[
+            page.verdict_line(summary.outcome, summary.sentence, _MOODS.get(summary.outcome, ""))
+        ],
+        tiles=_tiles(summary),
         sections=[
             page.section("Gate", *rules),
             page.section("Stages", page.table(["stage", "state", "started (UTC)", "s", ""], rows)),
@@ -191,18 +199,18 @@ def html(title: str, found: RunSummary) -> bytes:
             page.section("Figures", page.table(["stage", "figure", "value"], figures)),
         ],
         charts=[],
-        footer=f"cosmos-pipelines {version('cosmos-pipelines')}, report of run {found.run}",
+        footer=f"cosmos-pipelines {version('cosmos-pipelines')}, report of run {summary.run}",
     )
 
 
-def _tiles(found: RunSummary) -> list[Tile]:
-    seconds = sum(note.seconds for note in found.tasks)
-    tiles = [Tile(name="stages took", value=f"{seconds:.0f} s", note=f"{len(found.tasks)} tasks")]
-    if found.counts:
-        note = f"of {found.counts.get('listed', 0)} in the source"
-        tiles.insert(0, Tile(name="new videos", value=str(found.counts["new"]), note=note))
-    if found.decision.get("production"):
-        tiles.append(Tile(name="in production", value=found.decision["production"]))
+def _tiles(summary: RunSummary) -> list[Tile]:
+    seconds = sum(note.seconds for note in summary.tasks)
+    tiles = [Tile(name="stages took", value=f"{seconds:.0f} s", note=f"{len(summary.tasks)} tasks")]
+    if summary.counts:
+        note = f"of {summary.counts.get('listed', 0)} in the source"
+        tiles.insert(0, Tile(name="new videos", value=str(summary.counts["new"]), note=note))
+    if summary.decision.get("production"):
+        tiles.append(Tile(name="in production", value=summary.decision["production"]))
     return tiles
 
 

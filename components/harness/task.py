@@ -1,7 +1,9 @@
 """What the body of a KFP component calls: artifacts in, a stage's `run`, artifacts out.
 
-KFP artifacts are duck-typed here (``.path``, ``.metadata``), so this module needs no kfp. A
-`UserError` ends the step with its sentence as the last line of the log.
+KFP artifacts are duck-typed here (``.path``, ``.metadata``), so this module needs no kfp. The
+bodies call `run_task` and `run_report_task`, which end the process with status 1 after a
+`UserError`, its sentence being the last line of the log; `perform` and `perform_report` do the
+work and raise.
 
 The local runner sets three variables: COSMOS_ERROR_FILE, where that sentence is also written;
 COSMOS_RUN_JOURNAL, which gets a line per finished stage; and COSMOS_PARENT_PID, the process
@@ -14,7 +16,6 @@ Where COSMOS_RUN_ID names the run, each task also leaves a note in the object st
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from typing import Any, Protocol
 
 from components.harness.overrides import make_config
 from components.harness.run_notes import Note, run_id
+from components.harness.stages import stage_run
 from components.lib import environment
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
@@ -61,22 +63,42 @@ def run_task(
     markdown: Artifact | None = None,
     overrides: Sequence[str] = (),
 ) -> Manifest:
+    """`perform` as the whole of a process: exits with status 1 after a `UserError`."""
+    configure_logging()
+    _end_with_runner()
+    try:
+        return perform(
+            stage, parameters, output, inputs=inputs, metrics=metrics, html=html,
+            markdown=markdown, overrides=overrides,
+        )  # fmt: skip
+    except UserError as error:
+        report_error(f"{stage}: {error}")
+        sys.exit(1)
+
+
+def perform(
+    stage: str,
+    parameters: Mapping[str, Any],
+    output: Artifact,
+    *,
+    inputs: Mapping[str, Artifact | None] | None = None,
+    metrics: Artifact | None = None,
+    html: Artifact | None = None,
+    markdown: Artifact | None = None,
+    overrides: Sequence[str] = (),
+) -> Manifest:
     """Run a stage as a KFP task: read input manifests, write the output manifest, return it.
 
     ``inputs`` maps config fields to artifacts that hold manifests. ``html`` and ``markdown``
-    receive the output's ``report.html`` and ``summary.md``. Exits with status 1 after a
-    `UserError`.
+    receive the output's ``report.html`` and ``summary.md``.
     """
-    configure_logging()
-    _end_with_runner()
     what = ", ".join(f"{key}={parameters[key]}" for key in _TELLS_APART if key in parameters)
     note = Note.begin(os.environ, str(parameters["storage_root"]), stage, what)
     try:
         result = _run(stage, dict(parameters), dict(inputs or {}), overrides)
     except UserError as error:
-        report_error(f"{stage}: {error}")
         note.end(error=str(error))
-        sys.exit(1)
+        raise
     note.end(result)
     _hand_over(result, output, metrics, html, markdown)
     return result.manifest
@@ -91,25 +113,40 @@ def run_report_task(
     markdown: Artifact,
     output: Artifact,
 ) -> None:
-    """Write the report of the run that ends here; ``ended`` is KFP's word for how it ended.
+    """`perform_report` as the whole of a process: exits with status 1 after a `UserError`.
 
-    ``parameters`` are storage_root and title. The sentence of a stage that failed stays the one
-    that the local runner shows.
+    The sentence of a stage that failed stays the one that the local runner shows.
     """
-    from components.harness.run_report import write_run_report
-
     configure_logging()
     _end_with_runner()
     try:
-        started = time.monotonic()
-        result = write_run_report(
-            ObjectStore.from_env(), parameters["storage_root"], parameters["title"],
-            run_id(os.environ), ended, error, default_progress(),
-        )  # fmt: skip
-        _journal("run_report", result, time.monotonic() - started)
+        perform_report(parameters, ended, error, html=html, markdown=markdown, output=output)
     except UserError as problem:
         report_error(f"run report: {problem}")
         sys.exit(1)
+
+
+def perform_report(
+    parameters: Mapping[str, str],
+    ended: str,
+    error: str,
+    *,
+    html: Artifact,
+    markdown: Artifact,
+    output: Artifact,
+) -> None:
+    """Write the report of the run that ends here; ``ended`` is KFP's word for how it ended.
+
+    ``parameters`` are storage_root and title.
+    """
+    from components.harness.run_report import SPEC, write_run_report
+
+    started = time.monotonic()
+    result = write_run_report(
+        ObjectStore.from_env(), parameters["storage_root"], parameters["title"],
+        run_id(os.environ), ended, error, default_progress(),
+    )  # fmt: skip
+    _journal(SPEC.name, result, time.monotonic() - started)
     _hand_over(result, output, None, html, markdown)
 
 
@@ -155,9 +192,9 @@ def _run(
 ) -> StageResult:
     refs = {name: artifact.path for name, artifact in inputs.items() if artifact is not None}
     config = make_config(stage, {**parameters, **refs}, overrides)
-    module = importlib.import_module(f"components.{stage}.stage")
+    run = stage_run(stage)
     started = time.monotonic()
-    result: StageResult = module.run(config, ObjectStore.from_env(), default_progress())
+    result = run(config, ObjectStore.from_env(), default_progress())
     _journal(stage, result, time.monotonic() - started)
     return result
 

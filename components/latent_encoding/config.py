@@ -9,20 +9,27 @@ from pydantic import Field, model_validator
 
 from components.lib.contract import StageConfig, manifest_input, operational
 from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
+from components.lib.manifest import MODEL_KINDS
+from components.lib.resources import Resources
 from components.lib.stage import StageSpec
 from components.lib.video.selection import Size, parse_size
 
 SPEC = StageSpec(name="latent_encoding", version="1", kind="latent-dataset")
+RESOURCES = Resources(cpu="16", memory="64Gi", gpus=1, timeout_hours=72)
 DEFAULT_PREVIEWS = 24
 
 
 class LatentEncodingConfig(StageConfig):
     """Settings of the stage."""
 
-    videos: str = manifest_input("Video manifest of video_discovery.")
-    checkpoint: str = manifest_input("Tokenizer checkpoint manifest of checkpoint_fetch.")
+    videos: str = manifest_input("Video manifest of video_discovery.", kinds=("videos",))
+    checkpoint: str = manifest_input(
+        "Tokenizer checkpoint manifest of checkpoint_fetch.", kinds=MODEL_KINDS
+    )
     prompts: str | None = manifest_input(
-        "Manifest of prompt_embedding. Read for layout 'guide' only.", default=None
+        "Manifest of prompt_embedding. Read for layout 'guide' only.",
+        kinds=("prompt-embeddings",),
+        default=None,
     )
     frames: int = Field(121, description="Frames in a clip: 8k+1.", ge=1)
     height: int = Field(704, description="Height of a clip in pixels, a multiple of 16.")

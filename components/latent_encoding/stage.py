@@ -19,8 +19,15 @@ from components.latent_encoding.summary import describe, load_results
 from components.lib.contract import Progress, ProgressTask, UserError
 from components.lib.cosmos.tokenizer.config import TokenizerConfig
 from components.lib.device import pick_devices, pick_dtype
-from components.lib.manifest import Manifest, canonical_json, digest_json, load_manifest
-from components.lib.stage import Output, StageResult, execute
+from components.lib.manifest import Manifest, canonical_json
+from components.lib.stage import (
+    Output,
+    StageResult,
+    address_of,
+    execute,
+    load_inputs,
+    output_uri,
+)
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord, read_records
 
@@ -55,41 +62,26 @@ def run(config: LatentEncodingConfig, store: ObjectStore, progress: Progress) ->
 
         return execute(SPEC, config, store, progress, whole)
 
-    address = whole_address(config, store)
+    address = address_of(SPEC, config, load_inputs(config, store))
     index, count = config.part_index, config.part_count
 
-    def part(_: dict[str, Manifest], own: Output) -> None:
-        uri = f"{config.storage_root.rstrip('/')}/{SPEC.name}/{address}/"
+    def part(_: dict[str, Manifest], output: Output) -> None:
+        uri = output_uri(config.storage_root, SPEC.name, address)
         prepared = prepare(config, store)
         mine = prepared.plan.shards[index::count]
-        make(config, prepared, mine, Output(store, uri, own.scratch), own, progress)
+        make(config, prepared, mine, Output(store, uri, output.scratch), output, progress)
         names = [shard.name for shard in mine]
-        own.put_bytes("part.json", canonical_json({"shards": names, "of": uri}))
-        own.summary.update({"part": index, "parts": count, "shards": names})
+        output.put_bytes("part.json", canonical_json({"shards": names, "of": uri}))
+        output.summary.update({"part": index, "parts": count, "shards": names})
 
     return execute(
         SPEC, config, store, progress, part, address=f"{address}-part-{index}-of-{count}"
     )
 
 
-def whole_address(config: LatentEncodingConfig, store: ObjectStore) -> str:
-    """The address that `execute` gives the undivided run."""
-    inputs = {
-        name: load_manifest(ref, store).content for name, ref in config.manifest_refs().items()
-    }
-    return digest_json(
-        {
-            "stage": SPEC.name,
-            "version": SPEC.version,
-            "inputs": inputs,
-            "config": config.deciding_fields(),
-        }
-    )
-
-
 def prepare(config: LatentEncodingConfig, store: ObjectStore) -> Prepared:
     """Read the inputs and plan. Raises UserError when there is nothing to encode."""
-    inputs = {name: load_manifest(ref, store) for name, ref in config.manifest_refs().items()}
+    inputs = load_inputs(config, store)
     videos = inputs["videos"]
     records = [record for record in read_records(videos, store) if record.status == "ok"]
     if not records:
@@ -115,10 +107,10 @@ def make(
     prepared: Prepared,
     shards: Sequence[ShardPlan],
     output: Output,
-    own: Output,
+    counted: Output,
     progress: Progress,
 ) -> None:
-    """Make the shards that ``output`` does not hold yet; say in ``own`` what that took."""
+    """Make the shards that ``output`` does not hold yet; say in ``counted`` what that took."""
     clips = sum(len(shard.clips) for shard in shards)
     progress.log(f"latent_encoding: {clips} clips in {len(shards)} shards")
     with ThreadPoolExecutor(8) as pool:
@@ -129,7 +121,7 @@ def make(
         clips = sum(len(shard.clips) for shard in todo)
         with progress.task("Encoding clips", total=clips, unit="clips") as task:
             counts = _encode(config, prepared, todo, output, task)
-    report_counts(own, counts)
+    report_counts(counted, counts)
 
 
 def _encode(

@@ -11,12 +11,14 @@ the content digest of the manifest they name, and `operational` fields (worker c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 _ROLE = "cosmos_role"
+_KINDS = "cosmos_kinds"
 
 
 class Frozen(BaseModel):
@@ -29,9 +31,14 @@ class UserError(Exception):
     """Something the user can mend. The message says what, which file or key, and what to do."""
 
 
-def manifest_input(description: str, *, default: Any = ...) -> Any:
-    """A config field that names an input manifest: an ``s3://`` URI or a local path."""
-    return Field(default, description=description, json_schema_extra={_ROLE: "manifest"})
+def manifest_input(description: str, *, kinds: Sequence[str] = (), default: Any = ...) -> Any:
+    """A config field that names an input manifest: an ``s3://`` URI or a local path.
+
+    ``kinds`` are the kinds of manifests that it takes; none means any. The description names the
+    stages that write them: it is shown to whoever gives a manifest of another kind.
+    """
+    extra: dict[str, Any] = {_ROLE: "manifest", _KINDS: list(kinds)}
+    return Field(default, description=description, json_schema_extra=extra)
 
 
 def operational(default: Any, description: str, **constraints: Any) -> Any:
@@ -55,6 +62,17 @@ class StageConfig(Frozen):
         extra = cls.model_fields[name].json_schema_extra
         role = extra.get(_ROLE) if isinstance(extra, dict) else None
         return str(role) if role else None
+
+    @classmethod
+    def input_kinds(cls) -> dict[str, tuple[str, ...]]:
+        """Name of each manifest input -> the kinds that it takes; empty for any."""
+        kinds: dict[str, tuple[str, ...]] = {}
+        for name, info in cls.model_fields.items():
+            extra = info.json_schema_extra
+            if isinstance(extra, dict) and extra.get(_ROLE) == "manifest":
+                accepted: Any = extra[_KINDS]
+                kinds[name] = tuple(accepted)
+        return kinds
 
     def deciding_fields(self) -> dict[str, Any]:
         """The fields that enter the content address, as JSON values."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import StringConstraints, ValidationError
 
 from components.lib.contract import Frozen, UserError
 
@@ -22,17 +22,10 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "manifest.json"
 
-Kind = Literal[
-    "checkpoint",
-    "videos",
-    "tokenizer-dataset",
-    "prompt-embeddings",
-    "latent-dataset",
-    "training-run",
-    "evaluation",
-    "promotion",
-    "run-report",
-]
+#: What a manifest is of. Each stage names its own; see `StageSpec`.
+Kind = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
+#: The kinds that hold a model under ``model/``.
+MODEL_KINDS = ("checkpoint", "training-run")
 
 
 class FileEntry(Frozen):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.lib.contract import Frozen, Progress, StageConfig
+from components.lib.contract import Frozen, Progress, StageConfig, UserError
 from components.lib.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -33,7 +33,7 @@ from components.lib.store import ObjectStore
 
 
 class StageSpec(Frozen):
-    """Name, version and output kind of a stage."""
+    """Name, version and output kind of a stage. The kind is what other stages' inputs ask for."""
 
     name: str
     version: str
@@ -98,6 +98,43 @@ class Output:
         return entry
 
 
+def load_inputs(config: StageConfig, store: ObjectStore) -> dict[str, Manifest]:
+    """The manifests that the config names. Raises UserError for one of a kind it does not take."""
+    inputs = {name: load_manifest(ref, store) for name, ref in config.manifest_refs().items()}
+    kinds = config.input_kinds()
+    for name, manifest in inputs.items():
+        if kinds[name] and manifest.kind not in kinds[name]:
+            raise UserError(
+                f"{name}={manifest.uri}{MANIFEST_NAME} is a manifest of kind '{manifest.kind}', "
+                f"but '{name}' takes {' or '.join(kinds[name])}: "
+                f"{type(config).model_fields[name].description}"
+            )
+    return inputs
+
+
+def address_of(
+    spec: StageSpec, config: StageConfig, inputs: Mapping[str, Manifest], **world: Any
+) -> str:
+    """The address of an output that config and inputs decide, and what ``world`` adds to them."""
+    contents = {name: manifest.content for name, manifest in inputs.items()}
+    return address_by(spec, inputs=contents, config=config.deciding_fields(), **world)
+
+
+def address_by(spec: StageSpec, **facts: Any) -> str:
+    """The address of an output that these facts decide, whatever config and inputs say."""
+    return digest_json({"stage": spec.name, "version": spec.version, **facts})
+
+
+def address_by_list(spec: StageSpec, *facts: Any) -> str:
+    """As `address_by`, for stages whose first outputs were addressed by a list of facts."""
+    return digest_json([spec.name, spec.version, *facts])
+
+
+def output_uri(storage_root: str, stage: str, address: str) -> str:
+    """Where an output lies."""
+    return f"{storage_root.rstrip('/')}/{stage}/{address}/"
+
+
 Work = Callable[[dict[str, Manifest], Output], None]
 
 
@@ -112,19 +149,12 @@ def execute(
 ) -> StageResult:
     """Run ``work`` unless its output exists, then write the manifest.
 
-    ``address`` replaces the computed one for stages whose result is decided by the world and not
-    by their inputs (discovery). Everything ``work`` uploads through `Output` is listed.
+    ``address`` replaces `address_of` config and inputs where the world decides the result, too
+    (discovery, promotion). Everything ``work`` uploads through `Output` is listed.
     """
-    inputs = {name: load_manifest(ref, store) for name, ref in config.manifest_refs().items()}
-    address = address or digest_json(
-        {
-            "stage": spec.name,
-            "version": spec.version,
-            "inputs": {name: manifest.content for name, manifest in inputs.items()},
-            "config": config.deciding_fields(),
-        }
-    )
-    uri = f"{config.storage_root.rstrip('/')}/{spec.name}/{address}/"
+    inputs = load_inputs(config, store)
+    address = address or address_of(spec, config, inputs)
+    uri = output_uri(config.storage_root, spec.name, address)
     manifest_uri = uri + MANIFEST_NAME
     manifest = _complete_output(store, manifest_uri, progress)
     if manifest is not None:

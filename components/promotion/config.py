@@ -5,20 +5,25 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from components.lib.contract import StageConfig, manifest_input, operational
+from components.lib.resources import Resources
 from components.lib.stage import StageSpec
 from components.promotion.gate import GateRules
 
 SPEC = StageSpec(name="promotion", version="1", kind="promotion")
+# it asks what is in production, and changes it
+RESOURCES = Resources(cpu="1", memory="4Gi", cached=False)
 
 
 class PromotionConfig(StageConfig, GateRules):
     """Settings of the stage; the gate's rules are fields of their own."""
 
-    training: str = manifest_input("Manifest of the training run.")
-    evaluation: str = manifest_input("Manifest of its evaluation.")
+    training: str = manifest_input("Manifest of the training run.", kinds=("training-run",))
+    evaluation: str = manifest_input("Manifest of its evaluation.", kinds=("evaluation",))
     model_name: str = Field(description="Name under which versions are registered.")
     models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
-    videos: str = manifest_input("Videos that the model was trained on.", default="")
+    videos: str = manifest_input(
+        "Videos that the model was trained on.", kinds=("videos",), default=""
+    )
     ledger: str = Field(
         default="", description="Name of the ledger to enter the videos in; empty: none."
     )

@@ -22,7 +22,7 @@ import math
 from typing import Any
 
 from components.lib.contract import Progress, UserError
-from components.lib.manifest import Manifest, canonical_json, digest_json, load_manifest
+from components.lib.manifest import Manifest, canonical_json, digest_json
 from components.lib.registry import (
     Pointer,
     PointerMoved,
@@ -32,7 +32,7 @@ from components.lib.registry import (
     rolled_back,
 )
 from components.lib.report.scores import FILE_NAME, Evaluation, parse_evaluation, weights_digest
-from components.lib.stage import Output, StageResult, execute
+from components.lib.stage import Output, StageResult, address_of, execute, load_inputs
 from components.lib.store import ObjectStore
 from components.lib.video.ledger import commit_run
 from components.promotion.config import SPEC, PromotionConfig
@@ -44,23 +44,20 @@ TRIES = 32
 
 def run(config: PromotionConfig, store: ObjectStore, progress: Progress) -> StageResult:
     """Decide, register, promote. Output: ``decision.json``; see the README for what it holds."""
-    training = load_manifest(config.training, store)
-    judged = load_manifest(config.evaluation, store)
     check_name(config.model_name)
+    inputs = load_inputs(config, store)
+    training, judged = inputs["training"], inputs["evaluation"]
     evaluation = _read_evaluation(judged, store)
     digest = _candidate_digest(training, evaluation)
     root = config.models_root or models_root(config.storage_root)
     registry = Registry(store, root, config.model_name)
     head = registry.production()
-    request = digest_json(
-        {
-            "stage": SPEC.name,
-            "version": SPEC.version,
-            "inputs": {"training": training.content, "evaluation": judged.content},
-            "videos": config.videos and load_manifest(config.videos, store).content,
-            "config": config.deciding_fields(),
-            "models": registry.uri,
-        }
+    request = address_of(
+        SPEC,
+        config,
+        {"training": training, "evaluation": judged},
+        videos=inputs["videos"].content if "videos" in inputs else "",
+        models=registry.uri,
     )
     if head is not None and head.digest == digest and head.address:
         address = head.address

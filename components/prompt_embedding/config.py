@@ -7,16 +7,20 @@ from typing import Literal
 from pydantic import Field
 
 from components.lib.contract import StageConfig, manifest_input, operational
+from components.lib.resources import Resources
 from components.lib.stage import StageSpec
 
 SPEC = StageSpec(name="prompt_embedding", version="1", kind="prompt-embeddings")
+RESOURCES = Resources(cpu="4", memory="48Gi", gpus=1)
 
 
 class PromptEmbeddingConfig(StageConfig):
     """Settings of the stage."""
 
-    videos: str = manifest_input("Video manifest of video_discovery.")
-    checkpoint: str = manifest_input("T5 checkpoint manifest of checkpoint_fetch.")
+    videos: str = manifest_input("Video manifest of video_discovery.", kinds=("videos",))
+    checkpoint: str = manifest_input(
+        "T5 checkpoint manifest of checkpoint_fetch.", kinds=("checkpoint",)
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="Arithmetic of the encoder; 'auto' is bfloat16 where the device has it. "

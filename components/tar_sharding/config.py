@@ -5,16 +5,18 @@ from __future__ import annotations
 from pydantic import Field
 
 from components.lib.contract import StageConfig, manifest_input, operational
+from components.lib.resources import Resources
 from components.lib.stage import StageSpec
 
 FRAMES_PER_TIMEOUT_SECOND = 10
 SPEC = StageSpec(name="tar_sharding", version="1", kind="tokenizer-dataset")
+RESOURCES = Resources(cpu="8", memory="16Gi")
 
 
 class TarShardingConfig(StageConfig):
     """Settings of the stage."""
 
-    videos: str = manifest_input("Manifest of video_discovery.")
+    videos: str = manifest_input("Manifest of video_discovery.", kinds=("videos",))
     clip_frames: int = Field(
         default=0,
         ge=0,

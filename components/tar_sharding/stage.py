@@ -1,4 +1,4 @@
-"""Sharding: the tokenizer's data set, ``N.mp4`` and ``N.json`` in numbered tar shards.
+"""Pack videos into the tokenizer's data set: ``N.mp4`` and ``N.json`` in numbered tar shards.
 
 MP4s are copied byte for byte; other containers, fixed-length clips and scenes are made by copying
 packets where that is exact and by encoding again where it is not, and the sample's JSON says which.

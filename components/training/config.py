@@ -7,36 +7,47 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from components.lib.contract import StageConfig, manifest_input, operational
+from components.lib.cosmos.families import data_kinds
+from components.lib.manifest import MODEL_KINDS
+from components.lib.resources import Resources
 from components.lib.stage import StageSpec
-from components.training.launch.interface import (
-    LaunchRequest,
-)
+from components.training.launch.interface import LaunchRequest
 from components.training.launch.kinds import LauncherName
 
 SPEC = StageSpec(name="training", version="1", kind="training-run")
+# of the step that starts the ranks and waits; where they are a job, it asks for its own
+RESOURCES = Resources(cpu="1", memory="2Gi", timeout_hours=240, secrets=("wandb",))
 
 
-def _valid_job(given: dict[str, Any]) -> dict[str, Any]:
+def _valid_job(options: dict[str, Any]) -> dict[str, Any]:
     """Refuse a slip in the job's options when the run is submitted, not after hours of encoding."""
     known = {"name": "x", "image": "x", "command": ("x",)}
-    if set(given) & {"name", "command"}:
+    if set(options) & {"name", "command"}:
         raise ValueError("name and command are the stage's own")
     try:
-        LaunchRequest.model_validate({**known, **given})
+        LaunchRequest.model_validate({**known, **options})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{where}: {first['msg']}") from error
-    return given
+    return options
 
 
 class TrainingConfig(StageConfig):
     """Settings of the stage."""
 
-    checkpoint: str = manifest_input("Checkpoint manifest of the model to start from.")
-    data: str = manifest_input("Latent data set (diffusion) or tokenizer data set manifest.")
-    prompts: str | None = manifest_input("Prompt embeddings (diffusion).", default=None)
-    vgg: str | None = manifest_input("VGG16 checkpoint (tokenizer).", default=None)
+    checkpoint: str = manifest_input(
+        "Checkpoint manifest of the model to start from.", kinds=MODEL_KINDS
+    )
+    data: str = manifest_input(
+        "Latent data set (diffusion) or tokenizer data set manifest.", kinds=data_kinds()
+    )
+    prompts: str | None = manifest_input(
+        "Prompt embeddings (diffusion).", kinds=("prompt-embeddings",), default=None
+    )
+    vgg: str | None = manifest_input(
+        "VGG16 checkpoint (tokenizer).", kinds=("checkpoint",), default=None
+    )
     factory: str = Field(
         default="cosmos_diffusion_7b_text2world_finetune",
         description="Recipe, by the name that the guides give to --factory.",

@@ -136,8 +136,8 @@ def launch_request(
 def collect(result: dict[str, Any], output: Output) -> None:
     """List the files of the run and its remaining checkpoints; fill summary and metrics."""
     for entry in result["files"]:
-        found = output.finished(FileEntry.model_validate(entry).path)
-        if found is None or found.sha256 != entry["sha256"]:
+        stored = output.finished(FileEntry.model_validate(entry).path)
+        if stored is None or stored.sha256 != entry["sha256"]:
             raise UserError(f"{output.uri}{entry['path']} is not what training wrote. Train again.")
     for prefix in ("checkpoints/", "pictures/"):
         for info in output.store.list(output.uri + prefix):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 
 from components.lib.contract import StageConfig, operational
+from components.lib.resources import Resources
 from components.lib.stage import StageSpec
 
 SPEC = StageSpec(name="video_discovery", version="1", kind="videos")
-
+# only looking tells what a source holds today
+RESOURCES = Resources(cpu="8", memory="8Gi", cached=False, secrets=("huggingface",))
 
 DEFAULT_PATTERN = (
     r"(?:^|/)(?:drive|trip|session)[=_-](?P<drive>[^/.]+)"

@@ -1,4 +1,4 @@
-"""Discovery: list a source, inspect what is new, describe every video, hold some out.
+"""List a source, inspect what is new, describe every video, hold some out.
 
 Results of inspections are remembered by file version, so a run costs one listing plus the new
 files. Files are listed, inspected and written as streams in one order: memory does not grow with
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.lib.contract import Progress, UserError
-from components.lib.manifest import Manifest, digest_json
-from components.lib.stage import Output, StageResult, execute
+from components.lib.manifest import Manifest
+from components.lib.stage import Output, StageResult, address_by_list, execute
 from components.video_discovery.config import SPEC, VideoDiscoveryConfig
 
 if TYPE_CHECKING:
@@ -40,14 +40,11 @@ def run(config: VideoDiscoveryConfig, store: ObjectStore, progress: Progress) ->
         findings = scan(config, store, progress, Path(scratch), config.workers or _cores(), old)
         if not (old and old.videos and findings.listed == 0):  # an emptied inbox is no mistake
             _refuse_if_unusable(config, findings)
-        address = digest_json(
-            [
-                SPEC.name,
-                SPEC.version,
-                findings.videos_sha256,
-                findings.quarantine_sha256,
-                next_step(config, findings),
-            ]
+        address = address_by_list(
+            SPEC,
+            findings.videos_sha256,
+            findings.quarantine_sha256,
+            next_step(config, findings),
         )
 
         def work(inputs: dict[str, Manifest], output: Output) -> None:
@@ -69,9 +66,9 @@ def run(config: VideoDiscoveryConfig, store: ObjectStore, progress: Progress) ->
     return result
 
 
-def next_step(config: VideoDiscoveryConfig, found: Findings) -> Literal["train", "wait"]:
+def next_step(config: VideoDiscoveryConfig, findings: Findings) -> Literal["train", "wait"]:
     """Whether there is enough new video to go on with."""
-    wait = config.only_new and found.new < max(config.min_new_videos, 1)
+    wait = config.only_new and findings.new < max(config.min_new_videos, 1)
     return "wait" if wait else "train"
 
 
@@ -79,23 +76,25 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _refuse_if_unusable(config: VideoDiscoveryConfig, found: Findings) -> None:
-    if found.listed == 0:
-        other = f" ({found.ignored} other files are there)" if found.ignored else ""
+def _refuse_if_unusable(config: VideoDiscoveryConfig, findings: Findings) -> None:
+    if findings.listed == 0:
+        other = f" ({findings.ignored} other files are there)" if findings.ignored else ""
         raise UserError(
-            f"There is no video in {found.source}{other}. Put video files there (.mp4, .mov, "
+            f"There is no video in {findings.source}{other}. Put video files there (.mp4, .mov, "
             ".mkv, …) or give another source."
         )
-    first = found.reasons[0] if found.reasons else ""
-    if found.ok + found.already_processed == 0:
-        if found.listed == 1:
+    first = findings.reasons[0] if findings.reasons else ""
+    if findings.ok + findings.already_processed == 0:
+        if findings.listed == 1:
             raise UserError(f"There is no usable video: {first}.")
         raise UserError(
-            f"None of the {found.listed} videos in {found.source} is usable; the first: {first}."
+            f"None of the {findings.listed} videos in {findings.source} is usable; "
+            f"the first: {first}."
         )
-    bad = found.unreadable / found.listed
+    bad = findings.unreadable / findings.listed
     if bad > config.max_bad_fraction:
         raise UserError(
-            f"{found.unreadable} of the {found.listed} videos in {found.source} cannot be read, "
-            f"more than max_bad_fraction={config.max_bad_fraction:g} allows; the first: {first}."
+            f"{findings.unreadable} of the {findings.listed} videos in {findings.source} cannot be "
+            f"read, more than max_bad_fraction={config.max_bad_fraction:g} allows; "
+            f"the first: {first}."
         )

@@ -11,6 +11,7 @@ from components.lib.contract import UserError
 from pipelines import compiling
 from pipelines.catalog import COMPILED, ENCODING, PIPELINES
 from pipelines.commands.options import EncodePods, GpuType, Images
+from pipelines.stage_list import README, with_stage_list
 
 
 def command(
@@ -25,21 +26,22 @@ def command(
         bool, typer.Option("--check", help="Write nothing; fail when a file is stale.")
     ] = False,
 ) -> None:
-    """Compile the pipelines to YAML, or check that the committed files are up to date."""
+    """Compile the pipelines to YAML, or check that the committed files are up to date.
+
+    In a checkout the README's list of stages is written, or checked, with the committed files.
+    """
     selected = names or list(PIPELINES)
     images = compiling.image_overrides(image or [])
     stale = []
     for name in selected:
         pods = encode_pods if names or name in ENCODING else 1
         text = compiling.compile_pipeline(name, images, gpu_type, pods)
-        target = output / f"{name}.yaml"
-        if check:
-            if not target.is_file() or target.read_text() != text:
-                stale.append(str(target))
-            continue
-        output.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
-        typer.echo(f"wrote {target}")
+        if not _is_current(output / f"{name}.yaml", text, check):
+            stale.append(str(output / f"{name}.yaml"))
+    if output == COMPILED and README.is_file():
+        text = with_stage_list(README.read_text())
+        if not _is_current(README, text, check):
+            stale.append(str(README))
     if stale:
         raise UserError(
             f"Out of date: {', '.join(stale)}. "
@@ -47,3 +49,13 @@ def command(
         )
     if check:
         typer.echo(f"{len(selected)} compiled pipelines are up to date.")
+
+
+def _is_current(path: Path, text: str, check: bool) -> bool:
+    """Whether the file holds the text. Unless this is a check, it is made to."""
+    if check:
+        return path.is_file() and path.read_text() == text
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    typer.echo(f"wrote {path}")
+    return True

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from components.harness.overrides import parse_value
 from components.lib.contract import UserError
+from components.lib.settings import parse_value
 from pipelines.catalog import PIPELINES
 
 WORKSPACE = Path(".cosmos")

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from components.harness.overrides import STAGES, make_config, stage_config
+from components.harness.overrides import make_config
+from components.harness.stages import stage_config, stage_names, stage_run
 from components.lib.contract import UserError
 
 
 def command(
-    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}.")],
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(stage_names())}.")],
     config: Annotated[
         Path | None,
         typer.Option("--config", "-c", help="YAML or JSON file with the stage's fields."),
@@ -35,13 +36,10 @@ def command(
         return
     values = _read(config) if config else {}
     settings = make_config(name, values, overrides or [])
-    import importlib
-
     from components.lib.progress import default_progress
     from components.lib.store import ObjectStore
 
-    module = importlib.import_module(f"components.{name}.stage")
-    result = module.run(settings, ObjectStore.from_env(), default_progress())
+    result = stage_run(name)(settings, ObjectStore.from_env(), default_progress())
     typer.echo(result.manifest_uri)
 
 

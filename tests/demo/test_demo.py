@@ -132,7 +132,7 @@ def test_second_run_reuses_the_first(demo: Demo) -> None:
 
 def test_every_stage_runs_alone_from_a_config_file(demo: Demo, tmp_path: Path) -> None:
     """With the demo's settings and inputs, each finds the demo's own output again."""
-    from components.harness.overrides import STAGES
+    from components.harness.stages import stage_names
     from components.lib.manifest import load_manifest
     from components.lib.store import ObjectStore
     from components.lib.store.embedded import EmbeddedStore
@@ -142,7 +142,7 @@ def test_every_stage_runs_alone_from_a_config_file(demo: Demo, tmp_path: Path) -
         for line in journal.read_text().splitlines():
             record = json.loads(line)
             records.setdefault(record["stage"], record["manifest"])
-    assert set(records) == set(STAGES)
+    assert set(records) == set(stage_names())
     with EmbeddedStore(demo.workspace) as embedded:
         store = ObjectStore.from_env(embedded.env)
         for name, uri in records.items():

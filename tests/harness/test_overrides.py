@@ -5,14 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.harness.overrides import (
-    STAGES,
     check_overrides,
     make_config,
-    parse_value,
-    stage_config,
     stage_overrides,
 )
+from components.harness.stages import stage_config, stage_names
 from components.lib.contract import UserError
+from components.lib.settings import parse_value
 
 
 def test_stage_and_trainer_overrides_reach_their_stage() -> None:
@@ -98,7 +97,7 @@ def test_exponent_without_a_dot_is_a_number() -> None:
     assert parse_value("1e-4") == pytest.approx(1e-4)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stage_names())
 def test_every_field_of_every_stage_is_described(stage: str) -> None:
     undescribed = [
         name for name, info in stage_config(stage).model_fields.items() if not info.description

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from components.harness.run_notes import read_notes
-from components.harness.task import run_task
+from components.harness.task import perform, run_task
+from components.lib.contract import UserError
 from components.lib.environment import ERROR_FILE, RUN_ID, RUN_JOURNAL
 from components.lib.manifest import load_manifest
 from components.lib.progress import LineProgress
@@ -76,6 +77,18 @@ def test_a_users_mistake_ends_the_task_with_its_sentence(
     assert end.value.code == 1
     assert "/nowhere/at/all" in environment["error"].read_text()
     assert not Path(output.path).exists()
+
+
+def test_the_work_of_a_task_raises_and_leaves_ending_to_its_caller(
+    environment: dict[str, Path], storage_root: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="/nowhere/at/all"):
+        perform(
+            "video_discovery",
+            {"storage_root": storage_root, "source": "/nowhere/at/all", "prompt": ""},
+            Artifact(tmp_path / "videos"),
+        )
+    assert not environment["error"].exists()
 
 
 def test_a_task_s_note_says_which_of_its_stage_s_tasks_it_is(

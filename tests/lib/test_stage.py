@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from components.lib.contract import StageConfig, UserError, manifest_input, operational
 from components.lib.manifest import Manifest, canonical_json, load_manifest
 from components.lib.scratch import remove_abandoned, scratch_folder
-from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.stage import Output, StageResult, StageSpec, execute, load_inputs
 from components.lib.store import ObjectStore
 from tests.conftest import SilentProgress
 
@@ -117,6 +118,45 @@ def test_inputs_count_by_content_and_not_by_place(
     assert there.reused and here.manifest.address == there.manifest.address
     assert other.manifest.address != here.manifest.address
     assert set(here.manifest.inputs) == {"source"}
+
+
+class Particular(StageConfig):
+    """A stage that takes some kinds of manifests."""
+
+    videos: str = manifest_input("Videos, as video_discovery writes them.", kinds=("videos",))
+    model: str = manifest_input(
+        "What checkpoint_fetch made.", kinds=("checkpoint", "training-run"), default=""
+    )
+
+
+def test_a_manifest_of_another_kind_is_refused_with_what_to_give(
+    store: ObjectStore, storage_root: str, progress: Any
+) -> None:
+    videos = run(Config(storage_root=storage_root), store, progress)
+    other = run(Config(storage_root=storage_root), store, progress, name="a", kind="evaluation")
+    config = Particular(storage_root=storage_root, videos=videos.manifest_uri)
+    assert set(load_inputs(config, store)) == {"videos"}
+    config = config.model_copy(update={"model": other.manifest_uri})
+    started = []
+
+    def work(inputs: dict[str, Manifest], output: Output) -> None:
+        started.append(inputs)
+
+    with pytest.raises(UserError) as caught:
+        execute(SPEC, config, store, progress, work)
+    sentence = str(caught.value)
+    for words in (
+        f"model={other.manifest_uri}", "'evaluation'", "takes checkpoint or training-run",
+        "What checkpoint_fetch made.",
+    ):  # fmt: skip
+        assert words in sentence
+    assert started == []
+
+
+@pytest.mark.parametrize("kind", ["", "Videos", "two words", "-x", "x-"])
+def test_a_kind_is_small_words_with_hyphens(kind: str) -> None:
+    with pytest.raises(ValidationError, match="kind"):
+        StageSpec(name="s", version="1", kind=kind)
 
 
 def test_work_that_fails_leaves_no_manifest(

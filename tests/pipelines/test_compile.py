@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from components.harness.overrides import STAGES, stage_config
+from components.harness.stages import stage_config, stage_names, stages_in_order
 from components.lib.contract import UserError
 from pipelines.catalog import COMPILED, ENCODING, PIPELINES
 from pipelines.commands.compile import command
 from pipelines.compiling import compile_pipeline, image_overrides
+from pipelines.stage_list import with_stage_list
 
 PICTURES = COMPILED.parent / "pictures"
 README = COMPILED.parents[1] / "README.md"
@@ -225,6 +226,42 @@ def test_pods_are_counted_where_there_is_something_to_encode(tmp_path: Path) -> 
     command(output=tmp_path, encode_pods=2, check=True)
 
 
+def stage_of(task: dict[str, Any]) -> str:
+    """The stage whose component a task runs: comp-checkpoint-fetch-2 -> checkpoint_fetch."""
+    component = task["componentRef"]["name"].removeprefix("comp-")
+    return re.sub(r"(-part)?(-\d+)?$", "", component).replace("-", "_")
+
+
+def test_the_order_of_the_stages_is_that_of_every_pipeline(
+    compiled: tuple[str, list[Any]],
+) -> None:
+    tasks = {name: task for name, task in steps(compiled[1]).items() if name != "run-report"}
+    order = stages_in_order()
+    pairs = set()
+    for task in tasks.values():
+        for source in task.get("inputs", {}).get("artifacts", {}).values():
+            producer = source.get("taskOutputArtifact", {}).get("producerTask")
+            if producer in tasks:
+                pairs.add((stage_of(tasks[producer]), stage_of(task)))
+    assert len(pairs) >= 5
+    assert [pair for pair in pairs if order.index(pair[0]) >= order.index(pair[1])] == []
+
+
+def test_a_stale_list_of_stages_in_the_readme_fails_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "README.md"
+    monkeypatch.setattr("pipelines.commands.compile.README", copy)
+    copy.write_text(README.read_text().replace("* [training]", "* [schooling]"))
+    with pytest.raises(UserError, match=r"README\.md"):
+        command(names=["tokenizer"], check=True)
+    copy.write_text(with_stage_list(copy.read_text()))
+    assert copy.read_text() == README.read_text()
+    command(names=["tokenizer"], check=True)
+    with pytest.raises(UserError, match="lacks the lines"):
+        with_stage_list("# A README without marks\n")
+
+
 def test_images_can_be_pinned_by_digest() -> None:
     pinned = "registry.example/cosmos/data@sha256:" + "0" * 64
     text = compile_pipeline("tokenizer", image_overrides([f"data={pinned}"]))
@@ -234,7 +271,7 @@ def test_images_can_be_pinned_by_digest() -> None:
         image_overrides(["dta=x"])
 
 
-@pytest.mark.parametrize("name", [*STAGES, "latent_encoding_part"])
+@pytest.mark.parametrize("name", [*stage_names(), "latent_encoding_part"])
 def test_component_passes_only_fields_that_its_stage_has(name: str) -> None:
     import importlib
 

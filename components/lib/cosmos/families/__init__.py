@@ -18,6 +18,7 @@ __all__ = [
     "Family",
     "FamilyName",
     "Variant",
+    "data_kinds",
     "family_named",
     "family_of",
     "trained_families",
@@ -53,3 +54,8 @@ def family_of(settings: Frozen) -> Family:
 def trained_families() -> tuple[Family, ...]:
     """Those that are post-trained."""
     return tuple(family for family in FAMILIES.values() if family.training)
+
+
+def data_kinds() -> tuple[str, ...]:
+    """The kinds of manifests that one of them is trained on."""
+    return tuple(family.data_kind for family in trained_families())
