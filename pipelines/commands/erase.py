@@ -24,7 +24,7 @@ def command(
     Model versions stay: retrain without the video and promote, or roll back. Example:
     cosmos-pipelines erase s3://fleet/drive=7/0.mp4 --yes
     """
-    from components.lib.erasure import erase, find_traces
+    from components.harness.erasure import erase, find_traces
     from components.lib.store import ObjectStore
 
     store = ObjectStore.from_env()

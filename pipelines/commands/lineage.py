@@ -77,7 +77,7 @@ def _origin(store: ObjectStore, root: str, model: str, as_json: bool) -> str:
 def _users(store: ObjectStore, root: str, video: str, as_json: bool) -> str:
     import json
 
-    from components.lib.erasure import content_of
+    from components.harness.erasure import content_of
     from components.lib.lineage import models_that_used
 
     users = models_that_used(store, root, video)

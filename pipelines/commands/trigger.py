@@ -77,7 +77,7 @@ def command(
 
     Example: cosmos-pipelines trigger fleet --on-bucket s3://fleet/new -p min_new_videos=50
     """
-    from pipelines.trigger import Limits
+    from pipelines.backend.trigger import Limits
 
     if not on_bucket.startswith("s3://"):
         raise UserError(f"--on-bucket {on_bucket} is no prefix of a bucket: write s3://bucket/….")
@@ -171,7 +171,7 @@ def _poll(
     limits: Any,
     stopped: list[bool],
 ) -> None:
-    from pipelines.trigger import poll
+    from pipelines.backend.trigger import poll
 
     def say(line: str) -> None:
         typer.echo(f"{time.strftime('%H:%M:%S')} {line}")

@@ -17,7 +17,7 @@ import pytest
 from components.lib.contract import UserError
 from components.lib.store import ObjectStore
 from components.lib.store.errors import StoreError
-from pipelines.trigger import MAX_FAILURES, Limits, poll
+from pipelines.backend.trigger import MAX_FAILURES, Limits, poll
 
 CLI = str(Path(sys.executable).parent / "cosmos-pipelines")
 

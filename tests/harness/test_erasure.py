@@ -9,8 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from components.harness.erasure import erase, find_traces
 from components.lib.contract import UserError
-from components.lib.erasure import erase, find_traces
 from components.lib.lineage import LINEAGE_NAME, trace
 from components.lib.manifest import (
     MANIFEST_NAME,
