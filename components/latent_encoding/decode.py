@@ -27,11 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from components.latent_encoding.decode_worker import Frame, Ring, send
+from components.lib.child_process import harmless_environment
 from components.lib.video.container import VideoError
 
 ATTEMPTS = 2
-# What a decoder sees of the environment: enough to start Python, and no credentials.
-ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class _Worker:
             ],
             pass_fds=(theirs.fileno(), descriptor),
             stdin=subprocess.DEVNULL,
-            env=_environment(),
+            env=harmless_environment(),
         )
         theirs.close()
         os.close(descriptor)
@@ -281,12 +280,6 @@ class DecodePool:
             queue.appendleft((request, worker.attempt + 1, delivered))
             return
         yield RunEnded(request.tag, delivered, reason or _describe_exit(status), True)
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    roots = [str(Path(__file__).parents[2]), *filter(None, [kept.get("PYTHONPATH")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(roots), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _unusable(request: RunRequest) -> str | None:

@@ -12,11 +12,9 @@ in this run). Worker: ``{"clip": position}``, ``{"tick": frames}`` (a sign of li
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
-import resource
 import signal
 import sys
 import time
@@ -27,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from components.lib.child_process import bound_resources, die_with_parent
 from components.lib.video.container import VideoError
 from components.lib.video.frames import iter_frames
 
-PR_SET_PDEATHSIG = 1
 TICK_S = 1.0
 MEMORY_BYTES = 8 << 30
 # Decoding runs ahead as far as its ring allows; the encoder, which all else waits for, goes first.
@@ -107,28 +105,11 @@ def send(connection: Connection, message: dict[str, Any]) -> None:
     connection.send_bytes(json.dumps(message).encode())
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, even in the middle of a decode."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def limit_resources(ring_bytes: int) -> None:
-    """Bound what a hostile file can make the decoder take: memory, and no files at all."""
-    memory = ring_bytes + MEMORY_BYTES
-    for limit, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(limit, (value, value))
-
-
 def main() -> None:
     """Serve runs until the parent goes away. Arguments: socket and ring descriptors, ring bytes."""
     die_with_parent()
     os.nice(NICE)
-    limit_resources(int(sys.argv[3]))
+    bound_resources(int(sys.argv[3]) + MEMORY_BYTES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     socket, ring, size = (int(value) for value in sys.argv[1:4])
     connection = Connection(socket)

@@ -19,7 +19,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import sysconfig
 import threading
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from components.lib.child_process import bound_to_parent
 from components.lib.store.client import ObjectStore
 from components.lib.store.connection import StoreSettings
 from components.lib.store.errors import RequestError, StoreError
@@ -40,14 +40,6 @@ ORPHAN_S = 10.0
 # SeaweedFS stops writing when less than 1 GiB is free.
 LEAST_FREE = 2 << 30
 _HOST = "127.0.0.1"
-# Run by a bare interpreter: ask for SIGKILL when the parent dies, then become the server.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class EmbeddedStore:
@@ -165,10 +157,7 @@ class _Server:
     def __init__(
         self, binary: Path, folder: Path, ports: Sequence[int], lock: IO[str] | None
     ) -> None:
-        self.command = [
-            *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())),
-            *_command(binary, folder, ports),
-        ]
+        self.command = bound_to_parent(_command(binary, folder, ports))
         self.folder, self.lock = folder, lock
         self.started = threading.Event()
         self.process: subprocess.Popen[bytes]

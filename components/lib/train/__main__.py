@@ -7,7 +7,6 @@ same command again to go on; 1 a mistake or a failure, told in the last line.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from components.lib.child_process import die_with_parent
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
 from components.lib.run_files import EXIT_RESUME
@@ -23,7 +23,6 @@ from components.lib.train.settings.overrides import apply_overrides, describe
 from components.lib.train.settings.recipes import recipe, recipes
 
 log = logging.getLogger("cosmos.train")
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _die_with_launcher() -> None:
     """Under torchrun, ask Linux to end this rank when torchrun dies, however it dies."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
 
 
 def _stop_before_start(number: int, frame: FrameType | None) -> None:

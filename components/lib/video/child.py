@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
+from components.lib.child_process import bound_resources, end_with_parent
 from components.lib.video.container import VideoError
 from components.lib.video.cut import cut_mp4
 from components.lib.video.index import build_index
@@ -24,14 +22,8 @@ from components.lib.video.scenes import find_scenes
 
 def main() -> None:
     """Serve requests until stdin closes."""
-    memory, file_size = int(sys.argv[1]), int(sys.argv[2])
-    for limit, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, file_size),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(limit, (value, value))
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    bound_resources(memory_bytes=int(sys.argv[1]), file_bytes=int(sys.argv[2]))
+    end_with_parent()
     # Answers go to the real stdout; whatever a library prints goes where logs go.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -80,12 +72,6 @@ def _scenes(request: dict[str, Any]) -> dict[str, Any]:
         threads=int(request["threads"]),
     )
     return {"scenes": found}
-
-
-def _die_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(0)
 
 
 if __name__ == "__main__":

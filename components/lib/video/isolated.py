@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from components.lib.child_process import harmless_environment
 from components.lib.video.container import VideoError
 from components.lib.video.inspection import Inspection
 from components.lib.video.probe import Check
@@ -84,18 +85,10 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=_child_environment(),
+                env=harmless_environment(),
                 start_new_session=True,
             )
         return self.process
-
-
-def _child_environment() -> dict[str, str]:
-    """What a child needs, and none of the secrets that the parent's environment may hold."""
-    kept = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR")
-    values = {name: os.environ[name] for name in kept if name in os.environ}
-    roots = [str(Path(__file__).parents[3]), *filter(None, [values.get("PYTHONPATH")])]
-    return {**values, "PYTHONPATH": os.pathsep.join(roots), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _read_line(descriptor: int, timeout_s: float) -> bytes:

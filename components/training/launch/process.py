@@ -8,7 +8,6 @@ kernel kills torchrun, and the ranks die with it (they ask for that themselves).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from components.lib.child_process import die_with_parent
 from components.lib.contract import Progress, ProgressTask, UserError
 from components.lib.logs import LINE_MARK
 from components.lib.run_files import EXIT_RESUME
@@ -26,7 +26,6 @@ from components.lib.training_progress import PROGRESS_VARIABLE, parse_progress
 from components.training.launch.interface import LaunchRequest
 
 _KEPT = 400
-_PR_SET_PDEATHSIG = 1
 _CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
 _ERROR = "error: "
 _RANK = re.compile(r"^\[\w+\]:")
@@ -64,7 +63,7 @@ def launch(request: LaunchRequest, progress: Progress) -> None:
         text=True,
         errors="replace",
         bufsize=1,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+        preexec_fn=die_with_parent,  # noqa: PLW1509
     )
     tail: deque[str] = deque(maxlen=_KEPT)
     with _forward_sigterm(process) as terminated:
@@ -160,7 +159,3 @@ def _threads(request: LaunchRequest) -> str:
     return os.environ.get("OMP_NUM_THREADS") or str(
         max(1, (os.cpu_count() or 1) // request.ranks_per_node)
     )
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
