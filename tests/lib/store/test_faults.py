@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,14 +14,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from components.lib.store import ObjectCorrupt, ObjectExists, ObjectStore, StoreError
+from tests.servers.faulty_proxy import Fault, FaultyProxy
 
-FAULTS = ["status", "throttle", "reset", "deaf", "short"]
+FAULTS: list[Fault] = ["status", "throttle", "reset", "deaf", "short"]
 
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_third_request_fails(
-    kind: str,
-    proxy: Any,
+    kind: Fault,
+    proxy: FaultyProxy,
     faulty: ObjectStore,
     store: ObjectStore,
     storage_root: str,
@@ -50,7 +52,7 @@ def test_every_third_request_fails(
 
 
 def test_every_tenth_request_fails_in_turn(
-    proxy: Any, faulty: ObjectStore, storage_root: str, tmp_path: Path
+    proxy: FaultyProxy, faulty: ObjectStore, storage_root: str, tmp_path: Path
 ) -> None:
     proxy.fault = lambda number, method: (
         FAULTS[number // 10 % len(FAULTS)] if number % 10 == 0 else None
@@ -65,7 +67,7 @@ def test_every_tenth_request_fails_in_turn(
 
 
 def test_an_outage_in_the_middle_is_waited_out(
-    proxy: Any, faulty: ObjectStore, storage_root: str, tmp_path: Path
+    proxy: FaultyProxy, faulty: ObjectStore, storage_root: str, tmp_path: Path
 ) -> None:
     data = random.Random(0).randbytes(200_000)
     (tmp_path / "x").write_bytes(data)
@@ -81,7 +83,7 @@ def test_an_outage_in_the_middle_is_waited_out(
 
 
 def test_an_outage_that_does_not_end_is_reported(
-    proxy: Any, store: ObjectStore, storage_root: str
+    proxy: FaultyProxy, store: ObjectStore, storage_root: str
 ) -> None:
     client = store.with_settings(endpoint=proxy.endpoint, patience_s=1.0)
     client.put_bytes(f"{storage_root}/x", b"x")
@@ -106,7 +108,7 @@ def test_a_store_that_never_answered_is_reported_soon(store: ObjectStore) -> Non
 
 
 def test_a_lost_answer_to_a_create_is_not_a_conflict(
-    proxy: Any, faulty: ObjectStore, storage_root: str
+    proxy: FaultyProxy, faulty: ObjectStore, storage_root: str
 ) -> None:
     lost = iter([True])
     proxy.fault = lambda number, method: "deaf" if method == "PUT" and next(lost, False) else None
@@ -119,18 +121,18 @@ def test_a_lost_answer_to_a_create_is_not_a_conflict(
 
 
 def test_a_lost_answer_to_the_last_step_of_an_upload(
-    proxy: Any, faulty: ObjectStore, storage_root: str, tmp_path: Path, small_parts: int
+    proxy: FaultyProxy, faulty: ObjectStore, storage_root: str, tmp_path: Path, small_parts: int
 ) -> None:
     data = random.Random(3).randbytes(small_parts + 100)
     (tmp_path / "x").write_bytes(data)
-    posts = iter([None, "deaf"])
+    posts: Iterator[Fault] = iter([None, "deaf"])
     proxy.fault = lambda number, method: next(posts, None) if method == "POST" else None
     faulty.put_file(tmp_path / "x", f"{storage_root}/x")
     assert faulty.get_bytes(f"{storage_root}/x") == data
 
 
 def test_bytes_damaged_on_the_way_are_never_accepted(
-    proxy: Any, faulty: ObjectStore, storage_root: str, tmp_path: Path
+    proxy: FaultyProxy, faulty: ObjectStore, storage_root: str, tmp_path: Path
 ) -> None:
     uri = f"{storage_root}/x"
     faulty.put_bytes(uri, b"a" * 1000)
@@ -146,7 +148,7 @@ def test_bytes_damaged_on_the_way_are_never_accepted(
 
 @pytest.mark.parametrize("parts", [0, 2])
 def test_bytes_damaged_on_the_way_up_are_sent_again(
-    proxy: Any,
+    proxy: FaultyProxy,
     faulty: ObjectStore,
     store: ObjectStore,
     storage_root: str,

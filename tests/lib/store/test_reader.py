@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from components.lib.store import ObjectMissing, ObjectStore, StoreError
 from components.lib.store import reader as reader_module
+from tests.servers.faulty_proxy import FaultyProxy
 
 SIZE = 10_000
 DATA = random.Random(5).randbytes(SIZE)
@@ -98,7 +99,7 @@ def test_a_missing_object(store: ObjectStore, storage_root: str) -> None:
 
 
 def test_memory_and_requests_stay_bounded(
-    proxy: Any, faulty: ObjectStore, storage_root: str, tiny_blocks: None
+    proxy: FaultyProxy, faulty: ObjectStore, storage_root: str, tiny_blocks: None
 ) -> None:
     uri = f"{storage_root}/x"
     faulty.put_bytes(uri, DATA * 30)

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from components.lib.store import ObjectStore, StoreError
+from tests.servers.faulty_proxy import FaultyProxy, faulty_proxy
 
 MB = 1_000_000
 BOTH_WAYS = """
@@ -62,7 +62,11 @@ print("finished", flush=True)
 
 
 def test_ctrl_c_ends_an_upload_soon(
-    store: ObjectStore, storage_root: str, store_env: dict[str, str], tmp_path: Path, proxy: Any
+    store: ObjectStore,
+    storage_root: str,
+    store_env: dict[str, str],
+    tmp_path: Path,
+    proxy: FaultyProxy,
 ) -> None:
     # The store answers nothing any more, so the upload would wait for its whole patience.
     proxy.fault = lambda number, method: "reset" if number > 1 else None
@@ -89,24 +93,28 @@ def test_ctrl_c_ends_an_upload_soon(
 
 
 def test_tls_with_a_certificate_of_ones_own(
-    store: ObjectStore, storage_root: str, proxy: Any, tmp_path: Path, small_parts: int
+    store: ObjectStore,
+    storage_root: str,
+    store_env: dict[str, str],
+    tmp_path: Path,
+    small_parts: int,
 ) -> None:
     certificate = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, tmp_path / "key.pem")
-    proxy.server.socket = context.wrap_socket(proxy.server.socket, server_side=True)
-    endpoint = proxy.endpoint.replace("http:", "https:")
-    trusting = store.with_settings(endpoint=endpoint, ca_file=str(certificate))
-    data = bytes(range(256)) * (small_parts // 128)
-    trusting.put_bytes(f"{storage_root}/x", data)
-    trusting.put_bytes(f"{storage_root}/once", b"1", if_absent=True)
-    assert trusting.get_bytes(f"{storage_root}/x") == data
-    assert trusting.get_file(f"{storage_root}/x", tmp_path / "x").read_bytes() == data
-    trusting.close()
-    with pytest.raises(StoreError, match=r"TLS certificate .* SSL_CERT_FILE"):
-        store.with_settings(endpoint=endpoint).stat(f"{storage_root}/x")
-    with pytest.raises(StoreError, match="SSL_CERT_FILE names /nowhere"):
-        store.with_settings(endpoint=endpoint, ca_file="/nowhere").stat(f"{storage_root}/x")
+    with faulty_proxy(store_env["AWS_ENDPOINT_URL"], context) as proxy:
+        endpoint = proxy.endpoint
+        trusting = store.with_settings(endpoint=endpoint, ca_file=str(certificate))
+        data = bytes(range(256)) * (small_parts // 128)
+        trusting.put_bytes(f"{storage_root}/x", data)
+        trusting.put_bytes(f"{storage_root}/once", b"1", if_absent=True)
+        assert trusting.get_bytes(f"{storage_root}/x") == data
+        assert trusting.get_file(f"{storage_root}/x", tmp_path / "x").read_bytes() == data
+        trusting.close()
+        with pytest.raises(StoreError, match=r"TLS certificate .* SSL_CERT_FILE"):
+            store.with_settings(endpoint=endpoint).stat(f"{storage_root}/x")
+        with pytest.raises(StoreError, match="SSL_CERT_FILE names /nowhere"):
+            store.with_settings(endpoint=endpoint, ca_file="/nowhere").stat(f"{storage_root}/x")
 
 
 def self_signed(folder: Path) -> Path:
