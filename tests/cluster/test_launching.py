@@ -13,7 +13,8 @@ import pytest
 
 from pipelines import cluster
 
-from .conftest import NAMESPACE, Launch, kubectl
+from .kubectl import NAMESPACE, kubectl
+from .launcher import Launch
 
 Start = Callable[..., Launch]
 

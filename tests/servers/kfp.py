@@ -3,8 +3,8 @@
 It reproduces, for pipelines, versions, experiments, runs and recurring runs:
 
 - every path, method, query parameter and body type of the generated client; what a request has
-  that they do not know is noted in ``violations``, and so is what an answer of this fake has
-  (`tests.servers.kfp_api`);
+  that they do not know is noted in ``violations`` (a body is refused with 400 besides), and so is
+  what an answer of this fake has (`tests.servers.kfp_api`);
 - filters by ``display_name``, newest runs first, recurring runs in small pages with
   ``next_page_token``;
 - errors in JSON: gRPC's code and a message, as the client's model GoogleRpcStatus has them; a
@@ -234,13 +234,15 @@ class KfpHandler(QuietHandler):
         body: Json = {}
         if route.body:
             body = json.loads(data)
-            fake.violations += violations(route.body, body)
+            if problems := list(violations(route.body, body)):
+                fake.violations += problems
+                raise Refusal(400, "; ".join(problems))
         elif path.endswith("/upload_version"):
             body = {"pipeline_spec": uploaded(data)}
         answer = fake.respond(route, [unquote(part) for part in match.groups()], query, body)
         if route.answer and route.answer != "object":
-            problems = violations(route.answer, answer, "answer")
-            fake.violations += [f"fake: {problem}" for problem in problems]
+            wrong = violations(route.answer, answer, "answer")
+            fake.violations += [f"fake: {problem}" for problem in wrong]
         return answer
 
 
