@@ -17,7 +17,10 @@ def forwarded(address: str, port: int) -> Iterator[int]:
     """The port of ``address`` whose connections go to a local port meanwhile."""
     with socket.create_server((address, 0)) as server:
         threading.Thread(target=_accept, args=(server, port), daemon=True).start()
-        yield int(server.getsockname()[1])
+        try:
+            yield int(server.getsockname()[1])
+        finally:
+            server.shutdown(socket.SHUT_RDWR)  # closing alone leaves the thread one more accept
 
 
 def _accept(server: socket.socket, port: int) -> None:

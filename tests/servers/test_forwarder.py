@@ -30,5 +30,5 @@ def test_a_connection_goes_both_ways_and_ends() -> None:
         body = bytes(range(256)) * 2000
         for _ in range(2):
             assert exchange("127.0.0.2", port, body).partition(b"\r\n\r\n")[2] == body * 2
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         exchange("127.0.0.2", port, b"x")
