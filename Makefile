@@ -41,7 +41,7 @@ campaigns: campaign-fuzz campaign-kills campaign-resume campaign-demo ## The lon
 CAMPAIGN := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q --timeout 14400
 
 campaign-resume: $(READY) ## Training interrupted 20 times (kill -9, SIGTERM, lost machine)
-	COSMOS_RESUME_CAMPAIGN=20 $(CAMPAIGN) tests/lib/train/test_resume.py
+	COSMOS_RESUME_CAMPAIGN=20 $(CAMPAIGN) tests/lib/train/checkpoint/test_resume.py
 
 campaign-demo: $(READY) ## make demo killed 12 times at random
 	COSMOS_DEMO_KILLS=12 $(CAMPAIGN) tests/demo -k killed

@@ -5,7 +5,7 @@ No postponed annotations here: KFP reads the types of the parameters from the fu
 
 from kfp import dsl
 
-from pipelines import images
+from components import images
 
 
 @dsl.component(base_image=images.DATA, install_kfp_package=False)
@@ -18,7 +18,7 @@ def run_report(
     status: dsl.PipelineTaskFinalStatus,
 ) -> None:
     """Write what the run found, did and decided, or where it failed."""
-    from components.lib.task import run_report_task
+    from components.harness.task import run_report_task
 
     run_report_task(
         {"storage_root": storage_root, "title": title},

@@ -16,7 +16,7 @@ def checkpoint_fetch(
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Fetch a checkpoint (hf://, s3:// or file://), or take a model's version in production."""
-    from components.lib.task import run_task
+    from components.harness.task import run_task
 
     run_task(
         "checkpoint_fetch",

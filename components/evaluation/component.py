@@ -20,7 +20,7 @@ def evaluation(
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Measure trained model, base and production on held-out videos; write the report."""
-    from components.lib.task import run_task
+    from components.harness.task import run_task
 
     run_task(
         "evaluation",

@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
 from components.lib.lineage import Lineage
 from components.lib.report import page
-from components.lib.report.page import Cell, Fragment, Mood, Picture, Tile
+from components.lib.report.page import Cell, Mood, Picture, Tile
 from components.lib.report.ranges import Row, bare, dots
-from components.lib.report.scores import HELD_OUT, Evaluation, Role, by_drive, by_video
+from components.lib.report.scores import HELD_OUT, Evaluation, ModelRole, by_drive, by_video
 from components.lib.report.stats import Comparison, compare, interval
 
-ROLE_NAMES: dict[Role, str] = {
+ROLE_NAMES: dict[ModelRole, str] = {
     "base": "before (base)",
     "production": "in production",
     "candidate": "after (this run)",
@@ -35,29 +37,29 @@ HIGHER = {"psnr", "ssim", "ms_ssim"}
 SHOWN_ROWS = 24
 
 
-class Found(NamedTuple):
+class Findings(NamedTuple):
     """A comparison of the candidate with another model on one set."""
 
-    role: Role
+    role: ModelRole
     set_name: str
     comparison: Comparison
 
 
-def comparisons(evaluation: Evaluation) -> list[Found]:
+def comparisons(evaluation: Evaluation) -> list[Findings]:
     """Candidate against base and production, on every set, by the deciding metric."""
     found = []
     for name in evaluation.sets:
         new = evaluation.clips("candidate", name)
-        others: tuple[Role, ...] = ("base", "production")
+        others: tuple[ModelRole, ...] = ("base", "production")
         for role in others:
             old = evaluation.clips(role, name)
             result = compare(old, new, evaluation.metric, evaluation.better)
             if result is not None:
-                found.append(Found(role, name, result))
+                found.append(Findings(role, name, result))
     return found
 
 
-def sentence(found: Found, evaluation: Evaluation) -> tuple[str, Mood, str]:
+def sentence(found: Findings, evaluation: Evaluation) -> tuple[str, Mood, str]:
     """(word, mood, sentence) for one comparison."""
     result = found.comparison
     certain = math.isfinite(result.low)
@@ -80,7 +82,7 @@ def sentence(found: Found, evaluation: Evaluation) -> tuple[str, Mood, str]:
     return word, mood, text  # type: ignore[return-value]
 
 
-def headline(evaluation: Evaluation) -> list[Fragment]:
+def headline(evaluation: Evaluation) -> list[Markup]:
     """One line per comparison, and a warning where nothing was held out."""
     lines = [
         page.verdict_line(word, text, mood)
@@ -109,7 +111,7 @@ def tiles(evaluation: Evaluation) -> list[Tile]:
     return found
 
 
-def metric_table(evaluation: Evaluation) -> list[Fragment]:
+def metric_table(evaluation: Evaluation) -> list[Markup]:
     """Every metric: a row per set and metric, a column per model, and the change."""
     roles = [role for role in ROLE_NAMES if role in evaluation.models]
     rows: list[list[str | float | Cell | None]] = []
@@ -147,7 +149,7 @@ def _change(before: float, after: float, metric: str) -> Cell:
     return Cell(text=text.replace("-", "−"), sort=change, mood="good" if good else "bad")
 
 
-def sigma_plot(evaluation: Evaluation) -> Fragment:
+def sigma_plot(evaluation: Evaluation) -> Markup:
     """Loss per noise level with intervals over source videos."""
     prefix = "loss_sigma_"
     names = {
@@ -170,7 +172,7 @@ def sigma_plot(evaluation: Evaluation) -> Fragment:
     return dots(rows, COLOURS, "loss (lower is better)")
 
 
-def per_group(evaluation: Evaluation) -> list[Fragment]:
+def per_group(evaluation: Evaluation) -> list[Markup]:
     """The deciding metric per drive (or video): plot of the most changed, table of all."""
     metric, parts = evaluation.metric, []
     for name, by_role in evaluation.sets.items():
@@ -214,14 +216,14 @@ def _short(uri: str) -> str:
     return "/".join(uri.rstrip("/").split("/")[-2:]) if "/" in uri else uri
 
 
-def pictures_section(strips: Sequence[Picture], videos: Sequence[Picture]) -> Fragment:
+def pictures_section(strips: Sequence[Picture], videos: Sequence[Picture]) -> Markup:
     """Strips one below the other, videos in columns."""
     return page.section("Pictures", page.gallery(strips, cell=900), page.gallery(videos, cell=440))
 
 
 def data_section(
     lineage: Lineage, facts: Mapping[str, Any], selected: Sequence[Picture] = ()
-) -> Fragment:
+) -> Markup:
     """How much video of which split, what the data set's manifest says, and what was selected."""
     rows: list[list[str | int | float]] = []
     for split in ("train", "validation"):
@@ -236,7 +238,7 @@ def data_section(
     return page.section("Data", table, pictures, page.table(["data set", ""], plain))
 
 
-def lineage_section(lineage: Lineage) -> Fragment:
+def lineage_section(lineage: Lineage) -> Markup:
     """From fleet video to checkpoint: the stages in order, then the videos with their hashes."""
     items = [
         (
@@ -254,7 +256,7 @@ def lineage_section(lineage: Lineage) -> Fragment:
     listed = (
         page.folded(f"{len(lineage.videos)} source videos with hash", videos)
         if lineage.videos
-        else Fragment("")
+        else Markup("")
     )
     return page.section("Lineage", page.chain(items), listed, missing)
 

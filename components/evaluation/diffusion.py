@@ -18,15 +18,22 @@ from torch import Tensor
 
 from components.evaluation.held_out import LatentClip
 from components.lib.contract import Progress
-from components.lib.cosmos.edm import SIGMA_DATA, NoiseConfig, denoise, edm_loss
+from components.lib.cosmos.conditions import Conditions, leading_frames
+from components.lib.cosmos.diffusion.edm import (
+    SIGMA_DATA,
+    NoiseConfig,
+    denoise,
+    edm_loss,
+    validation_sigmas,
+)
 from components.lib.report.scores import ClipScore
-from components.lib.train.prompts import PromptSource
+from components.lib.shards.prompts import PromptSource
 
 BANDS = ("low", "middle", "high")
 SHOWN_SIGMA = 1.0
 
 
-class Grid(NamedTuple):
+class NoiseGrid(NamedTuple):
     """Noise levels, ascending, and how many noises each clip gets at each of them."""
 
     sigmas: list[float]
@@ -38,12 +45,9 @@ class Grid(NamedTuple):
         return BANDS[index * len(BANDS) // len(self.sigmas)]
 
 
-def sigma_grid(levels: int, draws: int, seed: int, noise: NoiseConfig | None = None) -> Grid:
+def noise_grid(levels: int, draws: int, seed: int, noise: NoiseConfig | None = None) -> NoiseGrid:
     """The grid for a training distribution of ln(sigma)."""
-    settings = noise or NoiseConfig()
-    middles = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
-    logs = settings.mean + settings.std * torch.special.ndtri(middles)
-    return Grid([float(value) for value in logs.exp()], draws, seed)
+    return NoiseGrid(validation_sigmas(levels, noise).tolist(), draws, seed)
 
 
 def fixed_noise(clip: LatentClip, level: int, draw: int, seed: int) -> Tensor:
@@ -58,7 +62,7 @@ def measure(
     model: Any,
     clips: Iterable[LatentClip],
     prompts: PromptSource | None,
-    grid: Grid,
+    grid: NoiseGrid,
     device: str,
     progress: Progress,
     total: int,
@@ -68,11 +72,16 @@ def measure(
     scores = []
     with torch.inference_mode(), progress.task(what, total, "clips") as task:
         for clip in clips:
-            text = text_of(clip, prompts, model).to(device)
+            conditions = conditions_of(clip, prompts, model, shown=1).to(device)
             losses = [
                 sum(
                     _loss(
-                        model, clip, text, sigma, fixed_noise(clip, level, draw, grid.seed), device
+                        model,
+                        clip,
+                        conditions,
+                        sigma,
+                        fixed_noise(clip, level, draw, grid.seed),
+                        device,
                     )
                     for draw in range(grid.draws)
                 )
@@ -85,23 +94,25 @@ def measure(
 
 
 def _loss(
-    model: Any, clip: LatentClip, text: Tensor, sigma: float, noise: Tensor, device: str
+    model: Any,
+    clip: LatentClip,
+    conditions: Conditions,
+    sigma: float,
+    noise: Tensor,
+    device: str,
 ) -> float:
-    frames = torch.ones(1, dtype=torch.long) if model.config.condition_mask else None
-    found = edm_loss(
+    result = edm_loss(
         model,
         clip.latent[None].to(device),
         torch.tensor([sigma], device=device),
         noise[None].to(device),
-        text,
-        fps=torch.tensor([clip.info.fps], device=device),
-        condition_frames=frames,
-        sigma_data=model.config.sigma_data,
+        conditions,
+        model.config.sigma_data,
     )
-    return float(found.loss)
+    return float(result.loss)
 
 
-def _score(clip: LatentClip, grid: Grid, losses: Sequence[float]) -> ClipScore:
+def _score(clip: LatentClip, grid: NoiseGrid, losses: Sequence[float]) -> ClipScore:
     values = {"loss": math.fsum(losses) / len(losses)}
     for level, sigma in enumerate(grid.sigmas):
         values[f"loss_sigma_{sigma:.3g}"] = losses[level]
@@ -127,6 +138,17 @@ def text_of(clip: LatentClip, prompts: PromptSource | None, model: Any) -> Tenso
     return prompts.embedding(clip.info.prompt_sha256)[None]
 
 
+def conditions_of(
+    clip: LatentClip, prompts: PromptSource | None, model: Any, shown: int
+) -> Conditions:
+    """What the model is shown with a clip; ``shown`` leading latent frames where it takes any."""
+    rows = {name: tensor[None] for name, tensor in clip.conditions.items()}
+    if model.config.condition_mask:
+        rows["shown_frames"] = leading_frames(torch.tensor([shown]), clip.latent.shape[1])
+    text, fps = text_of(clip, prompts, model), torch.tensor([clip.info.fps])
+    return Conditions.of_batch({**rows, "text": text, "fps": fps})
+
+
 def denoised(
     model: Any, clip: LatentClip, prompts: PromptSource | None, seed: int, device: str
 ) -> tuple[Tensor, Tensor]:
@@ -134,18 +156,13 @@ def denoised(
     sigma_data = getattr(model.config, "sigma_data", SIGMA_DATA)
     clean = sigma_data * clip.latent[None].to(device)
     noised = clean + SHOWN_SIGMA * fixed_noise(clip, 0, 0, seed)[None].to(device)
-    mask = None
-    if model.config.condition_mask:
-        mask = torch.zeros(1, 1, *clean.shape[2:], device=device)
     with torch.inference_mode():
         guess = denoise(
             model,
             noised,
             torch.tensor([SHOWN_SIGMA], device=device),
-            text_of(clip, prompts, model).to(device),
-            fps=torch.tensor([clip.info.fps], device=device),
-            condition_mask=mask,
-            sigma_data=sigma_data,
+            conditions_of(clip, prompts, model, shown=0).to(device),
+            sigma_data,
         )
     return noised[0].cpu() / sigma_data, guess[0].float().cpu() / sigma_data
 
@@ -170,17 +187,16 @@ def sampled(
     device: str,
 ) -> Tensor:
     """A normalised latent made from noise for the clip's prompt, shaped like the clip's."""
-    from components.lib.cosmos.sampling import SamplingConfig
-    from components.lib.cosmos.text_to_video import sample_latent
+    from components.lib.cosmos.diffusion.sampling import SamplingConfig
+    from components.lib.cosmos.diffusion.text_to_video import sample_latent
 
     channels, frames, height, width = clip.latent.shape
     with torch.inference_mode():
         latent = sample_latent(
             model,
-            text_of(clip, prompts, model).to(device),
+            conditions_of(clip, prompts, model, shown=0),
             None,
             (1, channels, frames, height, width),
-            clip.info.fps,
             SamplingConfig(steps=steps, guidance=guidance, seed=seed),
         )
     return latent[0].float().cpu()

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from markupsafe import Markup
 
 from components.evaluation.held_out import HeldOut
 from components.lib.contract import Progress
 from components.lib.manifest import Manifest
 from components.lib.report.page import Picture
-from components.lib.report.scores import Better, ClipScore, Role
+from components.lib.report.scores import Better, ClipScore, Evaluation, ModelRole
 from components.lib.store import ObjectStore
 
 if TYPE_CHECKING:
-    from components.evaluation.stage import EvaluationConfig
+    from components.evaluation.config import EvaluationConfig
 
 COLUMNS = 5
-COMPARED: tuple[Role, ...] = ("base", "candidate")
+COMPARED: tuple[ModelRole, ...] = ("base", "candidate")
 SHORT: dict[str, str] = {
     "base": "before",
     "candidate": "after",
@@ -28,12 +30,12 @@ SHORT: dict[str, str] = {
 class Family(Protocol):
     """What the stage needs of a family. ``measure`` is called once per model."""
 
-    name: Literal["dit", "tokenizer"]
+    name: str
     metric: str
     better: Better
 
     def measure(
-        self, role: Role, folder: Path, sets: Mapping[str, HeldOut]
+        self, role: ModelRole, folder: Path, sets: Mapping[str, HeldOut]
     ) -> dict[str, list[ClipScore]]:
         """Scores by set of the model in ``folder``."""
 
@@ -48,6 +50,9 @@ class Family(Protocol):
 
     def rates(self) -> dict[str, float]:
         """Speeds, different on every run."""
+
+    def sections(self, evaluation: Evaluation) -> list[Markup]:
+        """Parts of the report that only this family has."""
 
     def facts(self) -> dict[str, Any]:
         """What else the report should say of the models."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,9 +23,9 @@ from components.lib.store import ObjectStore
 from components.lib.video.records import is_old, read_records
 
 if TYPE_CHECKING:
+    from components.lib.shards.cache import ShardRef
+    from components.lib.shards.dataset import Split
     from components.lib.shards.latents import ClipInfo
-    from components.lib.train.cache import ShardRef
-    from components.lib.train.dataset import Split
 
 GUIDE_CACHE_BYTES = 2**30
 
@@ -50,13 +50,14 @@ class HeldOut(NamedTuple):
 
 
 class LatentClip(NamedTuple):
-    """A latent [16, T, H, W] (normalised), what it shows, and the text [512, D] stored beside it
-    (in the guide's layout)."""
+    """A latent [16, T, H, W] (normalised), what it shows, the text [512, D] stored beside it (in
+    the guide's layout), and what else a model may be shown, by the names of `Conditions`."""
 
     key: str
     latent: Any
     info: ClipInfo
     text: Any = None
+    conditions: Mapping[str, Any] = {}
 
 
 class VideoClip(NamedTuple):
@@ -71,7 +72,7 @@ class VideoClip(NamedTuple):
 
 def held_out(manifest: Manifest, name: str) -> HeldOut:
     """What to measure on. Raises UserError when the data set holds no samples at all."""
-    from components.lib.train.dataset import guide_files
+    from components.lib.shards.dataset import guide_files
 
     if guide := guide_files(manifest):
         split: Split = "validation" if guide.get("validation") else "train"
@@ -129,16 +130,16 @@ def latent_clips(
         yield from _guide_clips(held, store, scratch, limit)
         return
     for key, parts in samples(held, store, scratch, limit):
-        latent, info = parse_latent(parts, key)
-        yield LatentClip(key, latent.float(), info)
+        sample = parse_latent(parts, key)
+        yield LatentClip(key, sample.latent.float(), sample.info, conditions=sample.conditions)
 
 
 def _guide_clips(
     held: HeldOut, store: ObjectStore, scratch: Path, limit: int
 ) -> Iterator[LatentClip]:
+    from components.lib.shards.cache import ShardCache
+    from components.lib.shards.dataset import GuideSource
     from components.lib.shards.guide import EMBEDDING, LATENT, read_tensor
-    from components.lib.train.cache import ShardCache
-    from components.lib.train.dataset import GuideSource
 
     # the files stay for the next model to be measured
     source = GuideSource(held.guide, ShardCache(scratch / "guide", GUIDE_CACHE_BYTES, store))

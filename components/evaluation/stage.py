@@ -15,12 +15,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
+from components.evaluation.config import SPEC, EvaluationConfig
 from components.evaluation.held_out import HeldOut, held_out, old_contents
-from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
+from components.lib.contract import Progress, UserError
 from components.lib.lineage import trace
 from components.lib.manifest import Manifest, digest_json, load_manifest
 from components.lib.registry import Registry, models_root
@@ -32,63 +31,15 @@ from components.lib.report.scores import (
     ClipScore,
     Evaluation,
     ModelRef,
-    Role,
+    ModelRole,
     weights_digest,
 )
-from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.run_files import METRICS, SETTINGS
+from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
 
 if TYPE_CHECKING:
     from components.evaluation.family import Family
-
-SPEC = StageSpec(name="evaluation", version="1", kind="evaluation")
-
-
-class EvaluationConfig(StageConfig):
-    """Settings of the stage."""
-
-    training: str = manifest_input("Manifest of the training run.")
-    checkpoint: str = manifest_input("Checkpoint manifest of the model the run started from.")
-    data: str = manifest_input("Manifest of the data set; its validation split is measured on.")
-    prompts: str = manifest_input("Prompt embeddings (diffusion).", default="")
-    old_data: str = manifest_input(
-        "A second data set, of older video, whose validation split must not get worse.", default=""
-    )
-    vgg: str = manifest_input(
-        "VGG16 checkpoint for the perceptual distance (tokenizers). Empty: that of the training.",
-        default="",
-    )
-    model_name: str = Field(
-        default="", description="Also measure the version of this model that is in production."
-    )
-    models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
-    weights: Literal["model", "model_ema"] = Field(
-        default="model", description="Which weights of the run are judged and promoted."
-    )
-    max_clips: int = Field(
-        default=64, ge=1, description="At most this many clips or videos of each set."
-    )
-    seed: int = Field(default=0, description="Decides the fixed noise.")
-    sigmas: int = Field(
-        default=8, ge=3, le=64, description="Diffusion: noise levels of the fixed grid."
-    )
-    noise_draws: int = Field(default=1, ge=1, description="Diffusion: noises per clip and level.")
-    samples: int = Field(
-        default=1, ge=0, le=16, description="Diffusion: videos to make from noise with each model."
-    )
-    sample_steps: int = Field(default=20, ge=2, le=1000, description="Diffusion: steps of a video.")
-    guidance: float = Field(default=7.0, ge=0, description="Diffusion: guidance of made videos.")
-    frames: int = Field(default=33, ge=1, description="Tokenizer: frames taken from each video.")
-    crop: int = Field(
-        default=256,
-        ge=0,
-        description="Tokenizer: largest side of the centre crop; 0: whole picture.",
-    )
-    shown: int = Field(default=2, ge=0, le=16, description="Clips that are shown as pictures.")
-    device: str = operational("auto", "'auto' (a GPU when there is one), 'cpu' or 'cuda:N'.")
-
-
-CONFIG = EvaluationConfig
 
 
 def run(config: EvaluationConfig, store: ObjectStore, progress: Progress) -> StageResult:
@@ -147,7 +98,7 @@ def _work(
     sets = {HELD_OUT: held_out(inputs["data"], HELD_OUT)}
     if "old_data" in inputs:
         sets[OLD] = held_out(inputs["old_data"], OLD)
-    manifests: dict[Role, tuple[Manifest, str]] = {
+    manifests: dict[ModelRole, tuple[Manifest, str]] = {
         "base": (inputs["checkpoint"], "model/"),
         "candidate": (inputs["training"], f"{config.weights}/"),
     }
@@ -180,14 +131,12 @@ def _curves(training: Manifest, store: ObjectStore) -> Run:
         entry = training.entry(path)
         return store.get_bytes(training.file_uri(path), sha256=entry.sha256)
 
-    settings = json.loads(read("settings.json"))
+    settings = json.loads(read(SETTINGS))
     name = str(training.summary.get("name") or "this run")
-    return read_run(
-        name, read("metrics.jsonl"), training.file_uri("metrics.jsonl"), settings=settings
-    )
+    return read_run(name, read(METRICS), training.file_uri(METRICS), settings=settings)
 
 
-def _model_ref(role: Role, manifest: Manifest, prefix: str) -> ModelRef:
+def _model_ref(role: ModelRole, manifest: Manifest, prefix: str) -> ModelRef:
     name = str(manifest.summary.get("version_name") or manifest.summary.get("name") or role)
     return ModelRef(
         name=name,
@@ -200,17 +149,17 @@ def _model_ref(role: Role, manifest: Manifest, prefix: str) -> ModelRef:
 
 def _measure(
     family: Family,
-    manifests: dict[Role, tuple[Manifest, str]],
-    models: dict[Role, ModelRef],
+    manifests: dict[ModelRole, tuple[Manifest, str]],
+    models: dict[ModelRole, ModelRef],
     sets: dict[str, HeldOut],
     store: ObjectStore,
     scratch: Path,
-) -> dict[str, dict[Role, tuple[ClipScore, ...]]]:
+) -> dict[str, dict[ModelRole, tuple[ClipScore, ...]]]:
     """Scores by set and role. Equal weights (a run that starts from production) count once."""
     from components.lib.cosmos.model_folder import download_model
 
-    scores: dict[str, dict[Role, tuple[ClipScore, ...]]] = {name: {} for name in sets}
-    done: dict[str, Role] = {}
+    scores: dict[str, dict[ModelRole, tuple[ClipScore, ...]]] = {name: {} for name in sets}
+    done: dict[str, ModelRole] = {}
     for role, (manifest, prefix) in manifests.items():
         twin = done.setdefault(models[role].digest, role)
         if twin != role:
@@ -223,7 +172,7 @@ def _measure(
     return scores
 
 
-def _part_old(scores: dict[str, dict[Role, tuple[ClipScore, ...]]], old: set[str]) -> None:
+def _part_old(scores: dict[str, dict[ModelRole, tuple[ClipScore, ...]]], old: set[str]) -> None:
     """Make the held-out clips of older video a set of its own, when both kinds are there."""
     held = scores[HELD_OUT]
     parts = {
@@ -239,7 +188,7 @@ def _part_old(scores: dict[str, dict[Role, tuple[ClipScore, ...]]], old: set[str
 
 def _notes(
     sets: dict[str, HeldOut],
-    scores: dict[str, dict[Role, tuple[ClipScore, ...]]],
+    scores: dict[str, dict[ModelRole, tuple[ClipScore, ...]]],
     *,
     only_old: bool,
 ) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from components.evaluation.held_out import VideoClip
 from components.lib.contract import Progress, UserError
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 from components.lib.report import quality
 from components.lib.report.pictures import to_frames
 from components.lib.report.scores import ClipScore
@@ -39,20 +40,20 @@ class Measured(NamedTuple):
     decode_seconds: float
 
 
-def middle_clip(clip: VideoClip, frames: int, crop: int, multiple: int, step: int) -> Clip:
-    """uint8 [T, H, W, 3] from the middle of a video; T is the largest ``step``k + 1 that fits.
+def middle_clip(clip: VideoClip, frames: int, crop: int, config: TokenizerConfig) -> Clip:
+    """uint8 [T, H, W, 3] from the middle of a video, as large as the tokenizer codes without loss.
 
-    ``crop`` bounds both sides (0: whole picture); sides are cut to ``multiple``.
+    At most ``frames`` frames; ``crop`` bounds both sides (0: whole picture).
     """
     from components.lib.video.container import named
     from components.lib.video.frames import iter_frames
     from components.lib.video.index import build_index
 
     index = build_index(named(clip.mp4, clip.video))
-    count = min(frames, index.frames)
-    count = (count - 1) // step * step + 1
+    count = config.whole_frames(min(frames, index.frames))
     start = (index.frames - count) // 2
     frames_of = iter_frames(named(clip.mp4, clip.video), start=start, count=count, index=index)
+    multiple = config.size_multiple
     taken = [_centre(frame, crop, multiple) for frame in frames_of]
     if not taken or min(taken[0].shape[:2]) < multiple:
         raise UserError(f"{clip.video} is too small to be measured: {multiple} pixels are needed.")
@@ -94,7 +95,7 @@ def measure(
     config = model.config
     with torch.inference_mode(), progress.task(what, total, "videos") as task:
         for clip in clips:
-            original = middle_clip(clip, frames, crop, config.size_multiple, config.temporal)
+            original = middle_clip(clip, frames, crop, config)
             video = to_video(original).to(device)
             latent, spent[0] = _timed(model.encode, video, device, spent[0])
             if model.discrete:
@@ -143,7 +144,7 @@ class FeatureDistance:
     """The training loss's perceptual term between two clips [T, 3, H, W] in [0, 1]."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        from components.lib.train.perceptual import feature_terms, load_vgg16
+        from components.lib.cosmos.perceptual import feature_terms, load_vgg16
 
         self.vgg, self.terms = load_vgg16(folder).to(device), feature_terms
 
@@ -160,7 +161,7 @@ def _unit(clip: Clip) -> Tensor:
     return torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255
 
 
-def compression(config: Any, frames: int, height: int, width: int) -> float:
+def compression(config: TokenizerConfig, frames: int, height: int, width: int) -> float:
     """Bits of one clip as 8-bit RGB over bits of its latent (bf16, or code indices)."""
     channels, t, h, w = config.latent_shape(frames, height, width)
     bits = 16.0 * channels

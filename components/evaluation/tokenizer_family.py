@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from markupsafe import Markup
 
 from components.evaluation import tokenizer
 from components.evaluation.family import COLUMNS, COMPARED, SHORT, Setting
@@ -15,20 +17,20 @@ from components.lib.cosmos.model_folder import download_model, load_tokenizer
 from components.lib.manifest import Manifest, load_manifest
 from components.lib.report import pictures, quality
 from components.lib.report.page import Picture
-from components.lib.report.scores import HELD_OUT, Better, ClipScore, Role
+from components.lib.report.scores import HELD_OUT, Better, ClipScore, Evaluation, ModelRole
 from components.lib.video.encode import write_mp4
 
 
 class TokenizerFamily(Setting):
     """Reconstruction quality on one clip of every held-out video."""
 
-    name: Literal["dit", "tokenizer"] = "tokenizer"
+    name = "tokenizer"
     metric = "psnr"
     better: Better = "higher"
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.measured: dict[Role, tokenizer.Measured] = {}
+        self.measured: dict[ModelRole, tokenizer.Measured] = {}
         self.compression = 0.0
         self.vgg, self.vgg_missing = self._load_vgg()
 
@@ -50,7 +52,7 @@ class TokenizerFamily(Setting):
         return tokenizer.FeatureDistance(folder, self.device)
 
     def measure(
-        self, role: Role, folder: Path, sets: Mapping[str, HeldOut]
+        self, role: ModelRole, folder: Path, sets: Mapping[str, HeldOut]
     ) -> dict[str, list[ClipScore]]:
         """See `Family`."""
         model = load_tokenizer(folder, device=self.device, dtype=self.dtype)
@@ -95,13 +97,13 @@ class TokenizerFamily(Setting):
 
     def _clips(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
-        roles: tuple[Role, ...] = ("base", "production", "candidate")
+        roles: tuple[ModelRole, ...] = ("base", "production", "candidate")
         for role in roles:
             for key, (original, made) in self._shown(role).items():
                 found.setdefault(key, {"original": original})[role] = made
         return found
 
-    def _shown(self, role: Role) -> dict[str, tuple[Any, Any]]:
+    def _shown(self, role: ModelRole) -> dict[str, tuple[Any, Any]]:
         return self.measured[role].shown if role in self.measured else {}
 
     def videos(self) -> list[tuple[str, Picture]]:
@@ -129,8 +131,12 @@ class TokenizerFamily(Setting):
                 }
         return values
 
-    def _codes(self, role: Role) -> quality.CodeUse | None:
+    def _codes(self, role: ModelRole) -> quality.CodeUse | None:
         return self.measured[role].codes if role in self.measured else None
+
+    def sections(self, evaluation: Evaluation) -> list[Markup]:
+        """None."""
+        return []
 
     def rates(self) -> dict[str, float]:
         """Frames per second of the candidate."""
@@ -159,3 +165,6 @@ class TokenizerFamily(Setting):
         for name, rate in self.rates().items():
             found[name.replace("_", " ")] = f"{rate:.1f} on {self.device}"
         return found
+
+
+EVALUATION = TokenizerFamily

@@ -19,7 +19,7 @@ def latent_encoding(
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Cut clips from the videos and encode them to latents with the tokenizer."""
-    from components.lib.task import run_task
+    from components.harness.task import run_task
 
     run_task(
         "latent_encoding",
@@ -47,7 +47,7 @@ def latent_encoding_part(
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Encode one part of the shards; latent_encoding with the same settings finds them."""
-    from components.lib.task import run_task
+    from components.harness.task import run_task
 
     run_task(
         "latent_encoding",

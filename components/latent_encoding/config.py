@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from components.lib.contract import StageConfig, manifest_input, operational
-from components.lib.video.selection import Size, check_length, check_size, parse_size
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
+from components.lib.stage import StageSpec
+from components.lib.video.selection import Size, parse_size
 
+SPEC = StageSpec(name="latent_encoding", version="1", kind="latent-dataset")
 DEFAULT_PREVIEWS = 24
 
 
@@ -83,15 +87,17 @@ class LatentEncodingConfig(StageConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for length in self.lengths:
-            check_length(length)
-        for height, width in self.sizes:
-            check_size(height, width)
+        self.check_clips(TOKENIZER_PRESETS["CV8x8x8"])
         if self.part_index is not None and self.part_index >= self.part_count:
             raise ValueError(
                 f"part_index {self.part_index} does not exist with part_count {self.part_count}"
             )
         return self
+
+    def check_clips(self, tokenizer: TokenizerConfig) -> None:
+        """Raise UserError when a clip that may be chosen does not fit the tokenizer."""
+        for frames, (height, width) in itertools.product(self.lengths, self.sizes):
+            tokenizer.check_clip(frames, height, width)
 
     def manifest_refs(self) -> dict[str, str]:
         """The inputs that are read: latents in shards do not depend on what their prompts mean."""
@@ -111,3 +117,6 @@ class LatentEncodingConfig(StageConfig):
     def lengths(self) -> tuple[int, ...]:
         """The clip lengths to choose from, in frames."""
         return self.length_buckets or (self.frames,)
+
+
+CONFIG = LatentEncodingConfig

@@ -16,15 +16,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
 from components.latent_encoding.config import LatentEncodingConfig
-from components.latent_encoding.decode_worker import die_with_parent
-from components.latent_encoding.engine import Counts, make_shards
-from components.lib.contract import Task, UserError
+from components.latent_encoding.engine import Counts
+from components.lib.contract import ProgressTask, UserError
 from components.lib.stage import Output
 from components.lib.store import ObjectStore
 
@@ -37,7 +35,7 @@ def run_on_devices(
     shards: Sequence[str],
     output: Output,
     model: Path,
-    task: Task,
+    task: ProgressTask,
 ) -> list[Counts]:
     """Make the shards named, every device its share. Raises UserError when a process fails."""
     children = []
@@ -68,10 +66,10 @@ def _cores(position: int, count: int) -> list[int]:
 
 def _start(job: Mapping[str, Any], store: ObjectStore) -> subprocess.Popen[str]:
     child = subprocess.Popen(
-        [sys.executable, "-m", "components.latent_encoding.devices"],
+        [sys.executable, "-m", "components.latent_encoding.device_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, **store_environment(store)},
+        env={**os.environ, **store.settings.environment()},
         text=True,
     )
     assert child.stdin is not None
@@ -80,23 +78,8 @@ def _start(job: Mapping[str, Any], store: ObjectStore) -> subprocess.Popen[str]:
     return child
 
 
-def store_environment(store: ObjectStore) -> dict[str, str]:
-    """The environment from which a child makes the same store."""
-    settings = store.settings
-    environment = {
-        "AWS_ENDPOINT_URL": settings.endpoint,
-        "AWS_ENDPOINT_URL_S3": settings.endpoint,
-        "AWS_ACCESS_KEY_ID": settings.access_key,
-        "AWS_SECRET_ACCESS_KEY": settings.secret_key,
-        "AWS_REGION": settings.region,
-        "AWS_SESSION_TOKEN": settings.session_token,
-        "SSL_CERT_FILE": settings.ca_file,
-    }
-    return {name: value for name, value in environment.items() if value}
-
-
 def _listen(
-    children: Sequence[subprocess.Popen[str]], devices: Sequence[str], task: Task
+    children: Sequence[subprocess.Popen[str]], devices: Sequence[str], task: ProgressTask
 ) -> list[Counts]:
     messages: SimpleQueue[_Message] = SimpleQueue()
     for position, child in enumerate(children):
@@ -128,53 +111,3 @@ def _pump(position: int, stream: IO[str], messages: SimpleQueue[_Message]) -> No
     for line in stream:
         messages.put((position, json.loads(line)))
     messages.put((position, None))
-
-
-class _Reporter:
-    """A Task that tells the parent."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self.say({"advance": amount, "note": note})
-
-    def say(self, message: Mapping[str, Any]) -> None:
-        self.stream.write(json.dumps(message) + "\n")
-        self.stream.flush()
-
-
-def main() -> None:
-    """The child: make the shards that the parent names."""
-    from components.latent_encoding.stage import engine_settings, load_embeddings, prepare
-
-    die_with_parent()
-    # Whatever a library prints must not reach the parent's protocol.
-    reporter = _Reporter(os.fdopen(os.dup(1), "w"))
-    os.dup2(2, 1)
-    job = json.loads(sys.stdin.readline())
-    os.sched_setaffinity(0, job["cores"])
-    config = LatentEncodingConfig(**job["config"])
-    store = ObjectStore.from_env()
-    try:
-        prepared = prepare(config, store)
-        names = set(job["shards"])
-        shards = [shard for shard in prepared.plan.shards if shard.name in names]
-        scratch = Path(job["scratch"])
-        scratch.mkdir(parents=True)
-        counts = make_shards(
-            shards,
-            prepared.records,
-            Path(job["model"]),
-            engine_settings(config, job["device"]),
-            Output(store, job["output"], scratch),
-            load_embeddings(config, prepared.inputs, shards, store),
-            reporter,
-        )
-        reporter.say({"counts": asdict(counts)})
-    except UserError as error:
-        reporter.say({"error": str(error)})
-
-
-if __name__ == "__main__":
-    main()

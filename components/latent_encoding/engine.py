@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.latent_encoding.contact_sheet import pick_frames, preview_path, preview_png
 from components.latent_encoding.decode import DecodedClip, DecodePool, RunEnded, RunRequest
 from components.latent_encoding.decode_worker import Frame
 from components.latent_encoding.encode import LatentEncoder
 from components.latent_encoding.plan import Clip, DecodeRun, ShardPlan, batches
-from components.latent_encoding.shard import Failure, Layout, OpenShard
-from components.latent_encoding.sheet import pick_frames, preview_path, preview_png
-from components.lib.contract import Task, UserError
+from components.latent_encoding.shard import Failure, FileLayout, OpenShard
+from components.lib.contract import ProgressTask, UserError
 from components.lib.stage import Output
 from components.lib.store import ObjectStore
 from components.lib.store.errors import ObjectCorrupt, ObjectMissing, StoreError
@@ -46,7 +46,7 @@ class EngineSettings:
 
     device: str
     dtype: str
-    layout: Layout
+    layout: FileLayout
     converted_fps: float | None
     batch_clips: int
     decode_workers: int
@@ -147,7 +147,7 @@ def make_shards(
     settings: EngineSettings,
     output: Output,
     embeddings: dict[str, torch.Tensor],
-    task: Task,
+    task: ProgressTask,
 ) -> Counts:
     """Make these shards, none of which is finished, and return what that took.
 
@@ -173,7 +173,7 @@ class _Engine:
         settings: EngineSettings,
         output: Output,
         embeddings: dict[str, torch.Tensor],
-        task: Task,
+        task: ProgressTask,
         counts: Counts,
     ) -> None:
         self.records, self.settings, self.output = records, settings, output

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from components.lib.contract import Frozen
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 from components.lib.shards.latents import ClipInfo, prompt_digest
 from components.lib.video.selection import (
     Size,
@@ -53,14 +54,7 @@ class PlanSettings(Frozen):
     shard_bytes: int
     shard_samples: int
     previews: int
-    channels: int = 16
-    spatial: int = 8
-    temporal: int = 8
-
-    def latent_shape(self, frames: int, size: Size) -> tuple[int, int, int, int]:
-        """[C, T, H, W] of the latent of one clip."""
-        temporal = 1 + (frames - 1) // self.temporal
-        return (self.channels, temporal, size[0] // self.spatial, size[1] // self.spatial)
+    tokenizer: TokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class SkippedVideo:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EncodingPlan:
     """All shards, the videos that give no clip, and what validation rests on."""
 
     shards: tuple[ShardPlan, ...]
@@ -115,7 +109,7 @@ class Plan:
     validation: Literal["held-out", "same-video", "same-clip", "none"]
 
 
-def make_plan(records: Iterable[VideoRecord], settings: PlanSettings) -> Plan:
+def make_plan(records: Iterable[VideoRecord], settings: PlanSettings) -> EncodingPlan:
     """Choose clips for every usable record and lay them out in shards."""
     usable = sorted(
         (record for record in records if record.status == "ok"), key=lambda r: (r.sha256, r.uri)
@@ -139,7 +133,7 @@ def make_plan(records: Iterable[VideoRecord], settings: PlanSettings) -> Plan:
         members = [info for info in infos if info.split == split]
         shared = validation == "same-clip" and split == "validation"
         shards += plan_split(members, split, settings, mark="_held" if shared else "")
-    return Plan(
+    return EncodingPlan(
         shards=mark_previews(shards, settings.previews),
         skipped=tuple(skipped),
         videos=len(usable),
@@ -217,7 +211,7 @@ def plan_split(
     """
     by_shape: dict[tuple[int, int, int, int], list[ClipInfo]] = {}
     for info in infos:
-        shape = settings.latent_shape(info.num_frames, (info.clip_height, info.clip_width))
+        shape = settings.tokenizer.latent_shape(info.num_frames, info.clip_height, info.clip_width)
         by_shape.setdefault(shape, []).append(info)
     shards: list[ShardPlan] = []
     index = 0

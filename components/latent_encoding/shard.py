@@ -25,8 +25,9 @@ from components.lib.shards.guide import guide_parts
 from components.lib.shards.latents import (
     INFO_EXT,
     LATENT_EXT,
+    TENSOR_NAME,
     latent_parts,
-    parse_tensor,
+    parse_tensors,
 )
 from components.lib.shards.tar import SamplePlace, ShardWriter, iter_samples
 from components.lib.stage import Output
@@ -34,7 +35,7 @@ from components.lib.stage import Output
 if TYPE_CHECKING:
     import torch
 
-Layout = Literal["shards", "guide"]
+FileLayout = Literal["shards", "guide"]
 FAILED_EXT = "failed"
 SEGMENTS = "segments/"
 
@@ -111,7 +112,7 @@ class OpenShard:
             self.segments += 1
         self.saved = self.stored | set(self.failed)
 
-    def finish(self, layout: Layout, embeddings: dict[str, torch.Tensor]) -> None:
+    def finish(self, layout: FileLayout, embeddings: dict[str, torch.Tensor]) -> None:
         """Upload the shard and its index, then drop segments and scratch files."""
         guide = layout == "guide"
         names = self._upload_guide(embeddings) if guide else self._upload_tar()
@@ -166,9 +167,8 @@ class OpenShard:
         names: list[str] = []
         with ThreadPoolExecutor(8) as pool:
             for clip in self._good_clips():
-                latent = parse_tensor(
-                    (self.folder / f"{clip.key}.{LATENT_EXT}").read_bytes(), clip.key
-                )
+                data = (self.folder / f"{clip.key}.{LATENT_EXT}").read_bytes()
+                latent = parse_tensors(data, clip.key)[TENSOR_NAME]
                 prompt = clip.info.prompt_sha256
                 assert prompt is not None, "the guide layout is refused without prompts"
                 parts = guide_parts(clip.index, latent, embeddings[prompt], clip.info)

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from components.latent_encoding.config import LatentEncodingConfig
-from components.latent_encoding.plan import Plan, PlanSettings, ShardPlan, make_plan
+from components.latent_encoding.config import SPEC, LatentEncodingConfig
+from components.latent_encoding.plan import EncodingPlan, PlanSettings, ShardPlan, make_plan
 from components.latent_encoding.shard import drop_segments, finished_files
 from components.latent_encoding.summary import describe, load_results
-from components.lib.contract import Progress, Task, UserError
+from components.lib.contract import Progress, ProgressTask, UserError
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 from components.lib.device import pick_devices, pick_dtype
 from components.lib.manifest import Manifest, canonical_json, digest_json, load_manifest
-from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord, read_records
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
     from components.latent_encoding.engine import Counts, EngineSettings
 
-SPEC = StageSpec(name="latent_encoding", version="1", kind="latent-dataset")
-CONFIG = LatentEncodingConfig
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -38,7 +36,7 @@ class Prepared:
 
     inputs: dict[str, Manifest]
     records: dict[str, VideoRecord]
-    plan: Plan
+    plan: EncodingPlan
 
 
 def run(config: LatentEncodingConfig, store: ObjectStore, progress: Progress) -> StageResult:
@@ -139,7 +137,7 @@ def _encode(
     prepared: Prepared,
     shards: Sequence[ShardPlan],
     output: Output,
-    task: Task,
+    task: ProgressTask,
 ) -> list[Counts]:
     from components.latent_encoding.devices import run_on_devices
     from components.latent_encoding.engine import make_shards
@@ -177,13 +175,14 @@ def engine_settings(config: LatentEncodingConfig, device: str) -> EngineSettings
 def plan_settings(
     config: LatentEncodingConfig, checkpoint: Manifest, store: ObjectStore
 ) -> PlanSettings:
-    """Settings of the plan, with the tokenizer's compression read from its checkpoint."""
+    """Settings of the plan, with the tokenizer's geometry read from its checkpoint."""
     tokenizer = tokenizer_config(checkpoint, store)
-    if tokenizer.get("fsq_levels") is not None:
+    if tokenizer.fsq_levels is not None:
         raise UserError(
             f"{checkpoint.uri} is a discrete tokenizer. Latents are made with the continuous "
             "Cosmos-1.0-Tokenizer-CV8x8x8."
         )
+    config.check_clips(tokenizer)
     return PlanSettings(
         sizes=config.sizes,
         lengths=config.lengths,
@@ -195,17 +194,13 @@ def plan_settings(
         shard_bytes=config.shard_mb * 1_000_000,
         shard_samples=config.shard_samples,
         previews=config.previews,
-        channels=tokenizer["latent_channels"],
-        spatial=tokenizer["spatial"],
-        temporal=tokenizer["temporal"],
+        tokenizer=tokenizer,
     )
 
 
-def tokenizer_config(checkpoint: Manifest, store: ObjectStore) -> dict[str, Any]:
+def tokenizer_config(checkpoint: Manifest, store: ObjectStore) -> TokenizerConfig:
     """The tokenizer's settings from the config.json of a canonical checkpoint."""
     import json
-
-    from components.lib.cosmos.tokenizer_config import TokenizerConfig
 
     entry = checkpoint.entry("model/config.json")
     data = json.loads(store.get_bytes(checkpoint.file_uri(entry.path), sha256=entry.sha256))
@@ -214,10 +209,10 @@ def tokenizer_config(checkpoint: Manifest, store: ObjectStore) -> dict[str, Any]
             f"{checkpoint.uri} holds a '{data.get('family')}', not a tokenizer. Give the manifest "
             "of Cosmos-1.0-Tokenizer-CV8x8x8."
         )
-    return TokenizerConfig.model_validate(data["config"]).model_dump()
+    return TokenizerConfig.model_validate(data["config"])
 
 
-def check_prompts(inputs: dict[str, Manifest], plan: Plan) -> None:
+def check_prompts(inputs: dict[str, Manifest], plan: EncodingPlan) -> None:
     """Raise UserError unless every clip's text can be stored beside it, as the guide's layout has
     it."""
     if "prompts" not in inputs:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.latent_encoding.config import LatentEncodingConfig
-from components.latent_encoding.plan import Plan, ShardPlan
+from components.latent_encoding.contact_sheet import contact_sheet, preview_path
+from components.latent_encoding.plan import EncodingPlan, ShardPlan
 from components.latent_encoding.shard import finished_files, index_path
-from components.latent_encoding.sheet import contact_sheet, preview_path
 from components.lib.contract import UserError
 from components.lib.manifest import canonical_json
 from components.lib.shards.energon import META_FOLDER, IndexedShard, write_energon_index
@@ -34,7 +34,7 @@ class ShardResult:
         return sum("failed" not in line for line in self.lines)
 
 
-def load_results(plan: Plan, output: Output) -> list[ShardResult]:
+def load_results(plan: EncodingPlan, output: Output) -> list[ShardResult]:
     """The indexes of all shards. Raises UserError when one is not finished."""
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda shard: finished_files(shard, output), plan.shards))
@@ -49,7 +49,7 @@ def load_results(plan: Plan, output: Output) -> list[ShardResult]:
 
 
 def describe(
-    config: LatentEncodingConfig, plan: Plan, results: Sequence[ShardResult], output: Output
+    config: LatentEncodingConfig, plan: EncodingPlan, results: Sequence[ShardResult], output: Output
 ) -> None:
     """Write quarantine list and contact sheet, fill in summary and metrics, refuse a bad set."""
     failures = collect_failures(results)
@@ -58,7 +58,7 @@ def describe(
         split: sum(r.samples for r in results if r.plan.split == split)
         for split in ("train", "validation")
     }
-    judge(config, plan, failures, by_split, results, output)
+    check_failures(config, plan, failures, by_split, results, output)
     unusable = [
         *({"uri": v.uri, "status": "skipped", "reason": v.reason} for v in plan.skipped),
         *({"uri": uri, "status": "quarantined", **f} for uri, f in sorted(failures.items())),
@@ -141,9 +141,9 @@ def collect_failures(results: Sequence[ShardResult]) -> dict[str, dict[str, Any]
     return failures
 
 
-def judge(
+def check_failures(
     config: LatentEncodingConfig,
-    plan: Plan,
+    plan: EncodingPlan,
     failures: dict[str, dict[str, Any]],
     by_split: dict[str, int],
     results: Sequence[ShardResult],
@@ -188,7 +188,7 @@ def _shapes(results: Sequence[ShardResult]) -> list[dict[str, Any]]:
     return [shapes[shape] for shape in sorted(shapes) if shapes[shape]["samples"]]
 
 
-def _previews(plan: Plan, results: Sequence[ShardResult], output: Output) -> list[Any]:
+def _previews(plan: EncodingPlan, results: Sequence[ShardResult], output: Output) -> list[Any]:
     """(info, PNG) of each clip that was marked for the sheet and could be made."""
     failed = {line["key"] for r in results for line in r.lines if "failed" in line}
     chosen = [

@@ -68,7 +68,7 @@ class StageConfig(Frozen):
         return {name: str(values[name]) for name in names if values[name]}
 
 
-class Task(Protocol):
+class ProgressTask(Protocol):
     """One piece of long work that is being watched."""
 
     def advance(self, amount: float = 1, note: str = "") -> None:
@@ -83,5 +83,5 @@ class Progress(Protocol):
 
     def task(
         self, what: str, total: float | None = None, unit: str = ""
-    ) -> AbstractContextManager[Task]:
+    ) -> AbstractContextManager[ProgressTask]:
         """Watch work of ``total`` units (None: unknown) while the context is open."""

@@ -109,6 +109,11 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         ) from error
 
 
+def reference(path: str) -> str:
+    """The manifest at ``path``: itself, or the one in that folder or under that prefix."""
+    return path if path.endswith(".json") else f"{path.rstrip('/')}/{MANIFEST_NAME}"
+
+
 def load_manifest(ref: str, store: ObjectStore) -> Manifest:
     """Read a manifest from an ``s3://`` URI or a local path."""
     if ref.startswith("s3://"):

@@ -18,7 +18,7 @@ def promotion(
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Register the model as a version and make it production when the gate lets it through."""
-    from components.lib.task import run_task
+    from components.harness.task import run_task
 
     run_task(
         "promotion",

@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import Field
 
 from components.lib.contract import Frozen
-from components.lib.report.scores import HELD_OUT, OLD, Evaluation, Role, by_drive
+from components.lib.report.scores import HELD_OUT, OLD, Evaluation, ModelRole, by_drive
 from components.lib.report.stats import Comparison, compare
 
 LIMITS = {"relative": 0.05, "absolute": 0.5}
@@ -104,7 +104,7 @@ def _verdict(rules: list[Rule], found: Comparison | None) -> Verdict:
     )
 
 
-def _compare(evaluation: Evaluation, role: Role, name: str) -> Comparison | None:
+def _compare(evaluation: Evaluation, role: ModelRole, name: str) -> Comparison | None:
     return compare(
         evaluation.clips(role, name),
         evaluation.clips("candidate", name),
@@ -158,7 +158,7 @@ def lower_bound(found: Comparison, confidence: float) -> float:
     return found.improvement - t_quantile(confidence, found.units - 1) * found.error
 
 
-def _drives(evaluation: Evaluation, role: Role, rules: GateRules) -> Rule:
+def _drives(evaluation: Evaluation, role: ModelRole, rules: GateRules) -> Rule:
     before = by_drive(evaluation.clips(role), evaluation.metric)
     after = by_drive(evaluation.clips("candidate"), evaluation.metric)
     changes = {
@@ -177,7 +177,7 @@ def _drives(evaluation: Evaluation, role: Role, rules: GateRules) -> Rule:
     return Rule(name="no regression per drive", passed=not over, sentence=sentence)
 
 
-def _old(evaluation: Evaluation, role: Role, rules: GateRules) -> list[Rule]:
+def _old(evaluation: Evaluation, role: ModelRole, rules: GateRules) -> list[Rule]:
     found = _compare(evaluation, role, OLD)
     if found is None:
         return []

@@ -21,9 +21,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydantic import Field, model_validator
-
-from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
+from components.lib.contract import Progress, UserError
 from components.lib.manifest import Manifest, canonical_json, digest_json, load_manifest
 from components.lib.registry import (
     Pointer,
@@ -34,46 +32,14 @@ from components.lib.registry import (
     rolled_back,
 )
 from components.lib.report.scores import FILE_NAME, Evaluation, parse_evaluation, weights_digest
-from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
 from components.lib.video.ledger import commit_run
-from components.promotion.gate import GateRules, Rule, Verdict, judge
+from components.promotion.config import SPEC, PromotionConfig
+from components.promotion.gate import Rule, Verdict, judge
 from components.promotion.version import Candidate, register
 
-SPEC = StageSpec(name="promotion", version="1", kind="promotion")
 TRIES = 32
-
-
-class PromotionConfig(StageConfig, GateRules):
-    """Settings of the stage; the gate's rules are fields of their own."""
-
-    training: str = manifest_input("Manifest of the training run.")
-    evaluation: str = manifest_input("Manifest of its evaluation.")
-    model_name: str = Field(description="Name under which versions are registered.")
-    models_root: str = operational("", "Where models are kept. Empty: <storage_root>/models.")
-    videos: str = manifest_input("Videos that the model was trained on.", default="")
-    ledger: str = Field(
-        default="", description="Name of the ledger to enter the videos in; empty: none."
-    )
-    enter_refused: bool = Field(
-        default=False, description="Enter the videos of a refused model, too."
-    )
-    force: bool = Field(
-        default=False,
-        description="Promote whatever the gate says. Needs a reason, which is recorded.",
-    )
-    reason: str = Field(default="", description="Why, for the history.")
-
-    @model_validator(mode="after")
-    def _reasoned(self) -> PromotionConfig:
-        if self.force and not self.reason.strip():
-            raise ValueError("a promotion by force needs a reason")
-        if self.ledger and not self.videos:
-            raise ValueError("a ledger needs the videos to enter in it (their manifest)")
-        return self
-
-
-CONFIG = PromotionConfig
 
 
 def run(config: PromotionConfig, store: ObjectStore, progress: Progress) -> StageResult:

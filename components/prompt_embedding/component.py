@@ -15,7 +15,7 @@ def prompt_embedding(
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Encode every distinct prompt once with the T5 encoder."""
-    from components.lib.task import run_task
+    from components.harness.task import run_task
 
     run_task(
         "prompt_embedding",

@@ -1,9 +1,9 @@
 """Encode every distinct prompt of a video manifest once.
 
 Prompts are deduplicated, tokenized and put into batches of similar length (see
-`components.lib.cosmos.text`). The batches are a function of the whole set of prompts, never of
-what is left to do: a resumed run repeats a batch that was cut off as a whole and writes the bytes
-an undisturbed run would have written. Uploads overlap with the next batch.
+`components.lib.cosmos.diffusion.text`). The batches are a function of the whole set of prompts,
+never of what is left to do: a resumed run repeats a batch that was cut off as a whole and writes
+the bytes an undisturbed run would have written. Uploads overlap with the next batch.
 """
 
 from __future__ import annotations
@@ -11,49 +11,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
+from components.lib.contract import Progress, UserError
 from components.lib.manifest import FileEntry, Manifest, canonical_json
 from components.lib.shards.latents import prompt_digest
-from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
+from components.prompt_embedding.config import SPEC, PromptEmbeddingConfig
 
 if TYPE_CHECKING:
     import torch
-
-SPEC = StageSpec(name="prompt_embedding", version="1", kind="prompt-embeddings")
-
-
-class PromptEmbeddingConfig(StageConfig):
-    """Settings of the stage."""
-
-    videos: str = manifest_input("Video manifest of video_discovery.")
-    checkpoint: str = manifest_input("T5 checkpoint manifest of checkpoint_fetch.")
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto",
-        description="Arithmetic of the encoder; 'auto' is bfloat16 where the device has it. "
-        "Embeddings are stored as bfloat16 always.",
-    )
-    empty_prompt: bool = Field(
-        False, description="Also embed the empty prompt, for guidance without a negative prompt."
-    )
-    negative_prompt: str | None = Field(
-        None, description="Also embed this prompt, for guidance at sampling time."
-    )
-    extra_prompts: tuple[str, ...] = Field(
-        (), description="Also embed these prompts, for example those to sample with afterwards."
-    )
-    device: str = operational("auto", "'auto' (a GPU when there is one), 'cpu' or 'cuda:N'.")
-    max_tokens: int = operational(
-        16_384, "Padded tokens in one forward pass: 32 prompts of 512 tokens.", ge=512
-    )
-    transfers: int = operational(8, "Uploads at the same time.", ge=1, le=64)
-
-
-CONFIG = PromptEmbeddingConfig
 
 
 def run(config: PromptEmbeddingConfig, store: ObjectStore, progress: Progress) -> StageResult:
@@ -179,8 +147,8 @@ def _encode_missing(
     progress: Progress,
     pool: ThreadPoolExecutor,
 ) -> None:
+    from components.lib.cosmos.diffusion.text import TextEncoder, plan_batches, truncate
     from components.lib.cosmos.model_folder import download_model
-    from components.lib.cosmos.text import TextEncoder, plan_batches, truncate
     from components.lib.device import pick_devices, pick_dtype
 
     started = time.monotonic()
@@ -233,7 +201,7 @@ def pack(rows: torch.Tensor) -> bytes:
     import torch
     from safetensors.torch import save
 
-    from components.lib.cosmos.text import MAX_TOKENS
+    from components.lib.cosmos.diffusion.text import MAX_TOKENS
 
     embedding = torch.zeros(MAX_TOKENS, rows.shape[1], dtype=torch.bfloat16)
     embedding[: len(rows)] = rows

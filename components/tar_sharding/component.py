@@ -14,7 +14,7 @@ def tar_sharding(
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Pack videos into tar shards with the index that megatron-energon reads."""
-    from components.lib.task import run_task
+    from components.harness.task import run_task
 
     run_task(
         "tar_sharding",

@@ -57,7 +57,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardingPlan:
     """All shards, and the videos that give no sample with the reason."""
 
     shards: tuple[Shard, ...]
@@ -72,8 +72,8 @@ def make_plan(
     clip_frames: int = 0,
     seed: int = 0,
     scenes: Scenes | None = None,
-) -> Plan:
-    """Plan the shards of usable videos.
+) -> ShardingPlan:
+    """ShardingPlan the shards of usable videos.
 
     ``scenes`` cuts videos into their scenes. ``clip_frames`` cuts videos, or their scenes, into
     clips of that length; the frames left at the end of each are dropped, and what is shorter than
@@ -97,7 +97,7 @@ def make_plan(
                 items.append(Item(number, record, cut))
                 number += items[-1].samples
             shards.append(Shard(len(shards), split, tuple(items)))
-    return Plan(tuple(shards), too_short)
+    return ShardingPlan(tuple(shards), too_short)
 
 
 def _order(record: VideoRecord, seed: int) -> bytes:

@@ -16,12 +16,11 @@ from components.lib.stage import Output
 from components.lib.video.container import VideoError
 from components.lib.video.isolated import DecodingPool
 from components.lib.video.records import VideoRecord, fetch_video
-from components.tar_sharding.shard import FRAMES_PER_TIMEOUT_SECOND
-from components.tar_sharding.stage import TarShardingConfig
+from components.tar_sharding.config import TarShardingConfig
 
 
 @dataclass
-class Found:
+class SceneSearch:
     """Scenes by sha256, and {"uri", "reason"} of the videos that could not be looked through."""
 
     scenes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
@@ -35,9 +34,9 @@ def look_for_scenes(
     pool: DecodingPool,
     workers: int,
     progress: Progress,
-) -> Found:
+) -> SceneSearch:
     """Look through every video once."""
-    found = Found()
+    found = SceneSearch()
 
     def look(record: VideoRecord) -> dict[str, object]:
         name = f"scenes/{record.sha256}.json"
@@ -71,7 +70,7 @@ def _look(
                 path,
                 threshold=config.scene_threshold,
                 min_frames=config.min_scene_frames,
-                timeout_s=config.timeout_s + record.frames / FRAMES_PER_TIMEOUT_SECOND,
+                timeout_s=config.timeout_for(record.frames),
             )
         except VideoError as error:
             return {"reason": error.reason}

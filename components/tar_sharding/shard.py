@@ -17,10 +17,8 @@ from components.lib.stage import Output
 from components.lib.video.container import VideoError
 from components.lib.video.isolated import DecodingPool
 from components.lib.video.records import VideoRecord, fetch_video
+from components.tar_sharding.config import TarShardingConfig
 from components.tar_sharding.plan import Item, Shard, is_mp4
-from components.tar_sharding.stage import TarShardingConfig
-
-FRAMES_PER_TIMEOUT_SECOND = 10
 
 
 @dataclass
@@ -119,7 +117,7 @@ class ShardMaker:
             path,
             wanted,
             crf=self.config.crf,
-            timeout_s=self.config.timeout_s + record.frames / FRAMES_PER_TIMEOUT_SECOND,
+            timeout_s=self.config.timeout_for(record.frames),
         )
         return [
             (target, _info(record, start, count, method))

@@ -14,68 +14,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from components.lib.contract import Progress, StageConfig, UserError, manifest_input, operational
+from components.lib.contract import Progress, UserError
 from components.lib.manifest import Manifest
-from components.lib.stage import Output, StageResult, StageSpec, execute
+from components.lib.stage import Output, StageResult, execute
+from components.tar_sharding.config import SPEC, TarShardingConfig
 
 if TYPE_CHECKING:
     from components.lib.store import ObjectStore
     from components.lib.video.isolated import DecodingPool
-    from components.tar_sharding.plan import Plan
+    from components.tar_sharding.plan import ShardingPlan
     from components.tar_sharding.shard import Made
-
-SPEC = StageSpec(name="tar_sharding", version="1", kind="tokenizer-dataset")
-
-
-class TarShardingConfig(StageConfig):
-    """Settings of the stage."""
-
-    videos: str = manifest_input("Manifest of video_discovery.")
-    clip_frames: int = Field(
-        default=0,
-        ge=0,
-        description="Cut videos into clips of this many frames; 0 keeps them whole.",
-    )
-    scenes: bool = Field(
-        default=False,
-        description="Cut videos where one scene ends and another begins; with clip_frames, clips "
-        "lie within scenes.",
-    )
-    scene_threshold: float = Field(
-        default=15.0,
-        gt=0,
-        le=255,
-        description="Least mean change from frame to frame at a cut, in levels of 0 to 255.",
-    )
-    min_scene_frames: int = Field(
-        default=9, ge=1, description="A cut that would leave a shorter scene is passed over."
-    )
-    max_shard_bytes: int = Field(
-        default=1 << 30, gt=0, description="Largest shard, unless one video is."
-    )
-    max_shard_samples: int = Field(default=10_000, gt=0, description="Most samples of a shard.")
-    seed: int = Field(default=0, description="Seed of the order of videos.")
-    crf: int = Field(
-        default=18,
-        ge=0,
-        le=51,
-        description="x264 quality of clips that must be encoded again (0: exact).",
-    )
-    max_bad_fraction: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="Fail when a greater share of the videos cannot be packed.",
-    )
-    workers: int = operational(0, "Shards made at once; 0 means one per core.", ge=0)
-    timeout_s: float = operational(
-        600.0, "Longest time to cut one video, plus 1 s per 10 of its frames.", gt=0
-    )
-
-
-CONFIG = TarShardingConfig
 
 
 def run(config: TarShardingConfig, store: ObjectStore, progress: Progress) -> StageResult:
@@ -95,13 +43,13 @@ def _work(config: TarShardingConfig, videos: Manifest, output: Output, progress:
     from components.lib.video.isolated import DecodingPool
     from components.lib.video.records import read_records
     from components.tar_sharding.plan import make_plan
-    from components.tar_sharding.scenes import Found, look_for_scenes
+    from components.tar_sharding.scenes import SceneSearch, look_for_scenes
 
     started = time.monotonic()
     workers = config.workers or len(os.sched_getaffinity(0))
     with DecodingPool(workers, file_bytes=1 << 40) as pool:
         records = [r for r in read_records(videos, output.store) if r.status == "ok"]
-        found = Found()
+        found = SceneSearch()
         if config.scenes:
             found = look_for_scenes(config, records, output, pool, workers, progress)
             output.timing["scene_seconds"] = time.monotonic() - started
@@ -124,7 +72,7 @@ def _work(config: TarShardingConfig, videos: Manifest, output: Output, progress:
 
 def _make(
     config: TarShardingConfig,
-    plan: Plan,
+    plan: ShardingPlan,
     output: Output,
     pool: DecodingPool,
     workers: int,
@@ -151,7 +99,7 @@ def _make(
 
 
 def _nothing_to_pack(
-    config: TarShardingConfig, videos: Manifest, plan: Plan, lost: list[dict[str, str]]
+    config: TarShardingConfig, videos: Manifest, plan: ShardingPlan, lost: list[dict[str, str]]
 ) -> str:
     if lost:
         return f"No video of {videos.uri} is usable; first {lost[0]['uri']}: {lost[0]['reason']}."
@@ -167,7 +115,7 @@ def _nothing_to_pack(
 def _check(
     config: TarShardingConfig,
     videos: Manifest,
-    plan: Plan,
+    plan: ShardingPlan,
     made: list[Made],
     lost: list[dict[str, str]],
 ) -> None:
@@ -199,7 +147,7 @@ def _write_index(output: Output, made: list[Made]) -> None:
 
 
 def _summarise(
-    output: Output, plan: Plan, made: list[Made], lost: list[dict[str, str]], seconds: float
+    output: Output, plan: ShardingPlan, made: list[Made], lost: list[dict[str, str]], seconds: float
 ) -> None:
     samples = sum(one.samples for one in made)
     size = sum(one.bytes for one in made)

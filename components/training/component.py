@@ -19,7 +19,7 @@ def training(
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> None:
     """Post-train on many processes: torchrun in place, or a training job on the cluster."""
-    from components.lib.task import run_task
+    from components.harness.task import run_task
 
     run_task(
         "training",

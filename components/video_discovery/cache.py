@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from components.lib.manifest import digest_json
 from components.lib.store import ObjectStore
 from components.lib.video.inspection import INSPECTION_VERSION, Inspection
-from components.video_discovery.sources import Entry, order_key
+from components.video_discovery.entries import Entry, order_key
 
 PART_LINES = 1000
 

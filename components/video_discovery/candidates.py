@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from components.lib.video.container import VIDEO_SUFFIXES
-from components.video_discovery.sources import SIDECAR_SUFFIXES, Entry
+from components.video_discovery.entries import Entry
+from components.video_discovery.sources import SIDECAR_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ def video_discovery(
     overrides: list[str] = [],  # noqa: B006 - KFP needs a literal default
 ) -> str:
     """List and probe videos, or only new ones. Returns "train" or "wait". Never cached."""
-    from components.lib.task import run_task
+    from components.harness.task import run_task
 
     found = run_task(
         "video_discovery",

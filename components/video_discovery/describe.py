@@ -16,7 +16,7 @@ from typing import Any
 
 from components.lib.contract import UserError
 from components.video_discovery.candidates import Candidate
-from components.video_discovery.sources import Source, readable
+from components.video_discovery.entries import VideoSource, readable
 
 PROMPT_KEYS = ("prompt", "caption", "text", "language_instruction_0")
 FILE_KEYS = ("file", "video", "path", "uri", "name", "file_name")
@@ -47,7 +47,7 @@ class Describer:
     """Describes the videos of one source."""
 
     def __init__(
-        self, source: Source, pattern: str, prompt: str, table: dict[str, Description]
+        self, source: VideoSource, pattern: str, prompt: str, table: dict[str, Description]
     ) -> None:
         self.source, self.prompt, self.table = source, prompt, table
         self.pattern = re.compile(pattern)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from components.lib.video.inspection import Look
 from components.lib.video.probe import VideoProbe
-from components.video_discovery.stage import VideoDiscoveryConfig
+from components.video_discovery.config import VideoDiscoveryConfig
 
 
 def looks_at_pictures(config: VideoDiscoveryConfig) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from components.lib.contract import UserError
 from components.lib.store import ObjectStore
 from components.lib.video.container import VIDEO_SUFFIXES
-from components.video_discovery.sources import MAX_SIDECAR_BYTES, Entry, order_key
+from components.video_discovery.entries import MAX_SIDECAR_BYTES, Entry, order_key
 
 _SOURCE = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+?))?(/(?P<folder>.*))?\Z"

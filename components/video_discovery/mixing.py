@@ -14,7 +14,7 @@ from pathlib import Path
 
 from components.lib.video.ledger import Processed
 from components.lib.video.records import OLD_MARK, SplitRule, VideoRecord, is_old, parse_records
-from components.video_discovery.stage import VideoDiscoveryConfig
+from components.video_discovery.config import VideoDiscoveryConfig
 
 
 def as_old(record: VideoRecord, ledger: Processed) -> VideoRecord:

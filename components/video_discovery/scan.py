@@ -32,11 +32,12 @@ from components.lib.video.records import (
 )
 from components.video_discovery.cache import InspectionCache
 from components.video_discovery.candidates import Candidate, Ignored, candidates
+from components.video_discovery.config import VideoDiscoveryConfig
 from components.video_discovery.describe import Describer, Description, fill_prompt, read_table
+from components.video_discovery.entries import Entry, VideoSource, readable
 from components.video_discovery.filters import looks_at_pictures, rejection
 from components.video_discovery.mixing import as_old, choose_old
-from components.video_discovery.sources import Entry, Source, open_source, readable
-from components.video_discovery.stage import VideoDiscoveryConfig
+from components.video_discovery.sources import open_source
 
 _KEPT_REASONS = 20
 _BYTES_PER_TIMEOUT_SECOND = 4 << 20
@@ -189,7 +190,7 @@ def scan(
     return findings
 
 
-def _describer(config: VideoDiscoveryConfig, source: Source, store: ObjectStore) -> Describer:
+def _describer(config: VideoDiscoveryConfig, source: VideoSource, store: ObjectStore) -> Describer:
     table: dict[str, Description] = {}
     if config.table.startswith("s3://"):
         table = read_table(store.get_bytes(config.table), config.table)
@@ -206,7 +207,7 @@ class _Inspector:
     def __init__(
         self,
         config: VideoDiscoveryConfig,
-        source: Source,
+        source: VideoSource,
         describer: Describer,
         pool: DecodingPool,
         scratch: Path,
@@ -290,7 +291,7 @@ class _Inspector:
 
 def _record(
     config: VideoDiscoveryConfig,
-    source: Source,
+    source: VideoSource,
     result: _Result,
     seen: _Seen,
     findings: Findings,
@@ -343,7 +344,7 @@ def _usable(
 
 
 def _bad(
-    source: Source, entry: Entry, sha256: str, reason: str, cause: str, findings: Findings
+    source: VideoSource, entry: Entry, sha256: str, reason: str, cause: str, findings: Findings
 ) -> VideoRecord:
     if len(findings.reasons) < _KEPT_REASONS:
         findings.reasons.append(f"{readable(entry.key)}: {reason}")

@@ -11,56 +11,22 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
 
 from components.lib.contract import UserError
 from components.lib.store import ObjectInfo, ObjectStore
 from components.lib.video.container import VIDEO_SUFFIXES
+from components.video_discovery.entries import MAX_SIDECAR_BYTES, Entry, VideoSource, order_key
+from components.video_discovery.hub import HubSource
 
 SIDECAR_SUFFIXES = (".json", ".txt")
-MAX_SIDECAR_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file. ``key`` orders the listing and names the file in it."""
-
-    key: str
-    bytes: int
-    version: str
-
-
-class Source(Protocol):
-    """What discovery needs of a place that holds videos."""
-
-    name: str
-    single: bool  # the source is one file, which is a video whatever its name
-
-    def entries(self) -> Iterator[Entry]:
-        """All files, ascending by the UTF-8 bytes of their key."""
-
-    def uri(self, entry: Entry, sha256: str) -> str:
-        """URI under which later stages read this file."""
-
-    def local(self, entry: Entry, folder: Path) -> Any:
-        """Context manager: a local path of the file while it is open."""
-
-    def read(self, key: str) -> bytes | None:
-        """A small file's content, None when it is not there."""
-
-    def publish(self, entry: Entry, path: Path, sha256: str) -> None:
-        """Make a usable video available under its `uri`."""
-
-
-def open_source(source: str, store: ObjectStore, storage_root: str) -> Source:
+def open_source(source: str, store: ObjectStore, storage_root: str) -> VideoSource:
     """The source that a config names. Raises UserError when it cannot be one."""
     if source.startswith("s3://"):
         return BucketSource(source, store)
     if source.startswith("hf://"):
-        from components.video_discovery.hub import HubSource
-
         return HubSource(source, store, storage_root)
     if "://" in source and not source.startswith("file://"):
         raise UserError(
@@ -71,16 +37,6 @@ def open_source(source: str, store: ObjectStore, storage_root: str) -> Source:
     if not path.exists():
         raise UserError(f"There is no file or folder at {path}. Give an existing source.")
     return FolderSource(path.absolute())
-
-
-def order_key(key: str) -> bytes:
-    """What keys are ordered by: their bytes, as object stores do."""
-    return os.fsencode(key)
-
-
-def readable(key: str) -> str:
-    """A key as text that can be written anywhere; bytes that are not UTF-8 become marks."""
-    return os.fsencode(key).decode("utf-8", "replace")
 
 
 class FolderSource:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from components.lib.contract import UserError
-from pipelines.commands.submit import Endpoint, Namespace
+from pipelines.commands.options import Endpoint, Namespace
 
 
 def command(
@@ -19,7 +19,8 @@ def command(
 
     KFP may kill a step before it can clean up, so the jobs of the run are looked for as well.
     """
-    from pipelines import client, cluster
+    from pipelines import client
+    from pipelines.backend import cluster
 
     server = client.Server(client.Connection(endpoint=endpoint, namespace=namespace))
     client.cancel(server, run)

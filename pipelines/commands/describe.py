@@ -10,8 +10,9 @@ import typer
 from pydantic import ValidationError
 
 from components.lib.contract import UserError
-from components.lib.cosmos.describe import Clip, describe, find_model, render, shapes_of
-from components.lib.cosmos.flops import Layout
+from components.lib.cosmos.describe import Clip, describe, find_model, render
+from components.lib.cosmos.flops import EstimatedLayout
+from components.lib.cosmos.shapes import state_shapes
 
 
 class Checkpointing(StrEnum):
@@ -47,7 +48,7 @@ def command(
     Example: cosmos-pipelines describe 7B --gpus 8 --tp 8 --sequence-parallel
     """
     try:
-        layout = Layout(
+        layout = EstimatedLayout(
             gpus=gpus, tp=tp, sequence_parallel=sequence_parallel, checkpointing=checkpointing.value
         )
     except ValidationError as error:
@@ -55,7 +56,7 @@ def command(
         raise UserError(f"This layout does not work: {reason}.") from error
     name, settings = find_model(model)
     facts = describe(name, settings, Clip(frames=frames, height=height, width=width), layout)
-    shapes = shapes_of(settings)
+    shapes = state_shapes(settings) if keys else {}
     if as_json:
         typer.echo(json.dumps(facts | ({"keys": shapes} if keys else {}), indent=1))
         return

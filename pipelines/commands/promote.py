@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from components.lib.contract import UserError
+from pipelines.commands.options import StorageRoot
+from pipelines.forms import STORAGE_ROOT
 
 
 def command(
     model: Annotated[str, typer.Argument(help="Name of the model, such as cosmos-7b.")],
     training: Annotated[str, typer.Option("--training", help="Manifest of the training run.")],
     evaluation: Annotated[str, typer.Option("--evaluation", help="Manifest of its evaluation.")],
-    storage_root: Annotated[
-        str, typer.Option("--storage-root", help="Where outputs are, as s3://bucket/prefix.")
-    ] = "s3://cosmos/runs",
+    storage_root: StorageRoot = STORAGE_ROOT,
     force: Annotated[
         bool, typer.Option("--force", help="Promote whatever the gate says; needs --reason.")
     ] = False,
@@ -24,7 +24,8 @@ def command(
     """Ask the gate, register the version, move the production pointer. Exits 1 when refused."""
     from components.lib.progress import default_progress
     from components.lib.store import ObjectStore
-    from components.promotion.stage import PromotionConfig, run
+    from components.promotion.config import PromotionConfig
+    from components.promotion.stage import run
 
     if force and not reason.strip():
         raise UserError("--force needs --reason: it is recorded with the promotion.")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from components.lib.contract import UserError
 
 if TYPE_CHECKING:
-    from components.lib.cosmos.text_to_video import VideoRequest
+    from components.lib.cosmos.diffusion.text_to_video import VideoRequest
 
 
 class Solver(StrEnum):
@@ -94,11 +94,11 @@ def command(
     }
     request = parse_request(settings)
     place, kind = choose_device(device, dtype)
-    from components.lib.cosmos.dit import DiT
+    from components.lib.cosmos.diffusion.text import TextEncoder
+    from components.lib.cosmos.diffusion.text_to_video import StoredEmbedding, make_video
+    from components.lib.cosmos.dit.network import DiT
     from components.lib.cosmos.inference import speed_up_dit
     from components.lib.cosmos.model_folder import load_dit, load_tokenizer
-    from components.lib.cosmos.text import TextEncoder
-    from components.lib.cosmos.text_to_video import StoredEmbedding, make_video
     from components.lib.progress import default_progress
     from components.lib.video.encode import write_mp4
 
@@ -133,7 +133,7 @@ def command(
 
 def parse_request(settings: dict[str, Any]) -> VideoRequest:
     """The request of the options; UserError names the option that is wrong."""
-    from components.lib.cosmos.text_to_video import VideoRequest
+    from components.lib.cosmos.diffusion.text_to_video import VideoRequest
 
     try:
         return VideoRequest.model_validate(settings)

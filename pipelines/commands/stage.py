@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from components.harness.overrides import STAGES, make_config, stage_config
 from components.lib.contract import UserError
-from components.lib.overrides import STAGES, make_config, stage_config
 
 
 def command(

@@ -20,10 +20,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
-from components.lib.train.checkpoint import FILE_BYTES, Checkpoints, file_of
-from components.lib.train.config import CheckpointConfig, TrainerConfig
-from components.lib.train.layout import Layout, start_processes, stop_processes
-from components.lib.train.places import LocalPlace
+from components.lib.train.checkpoint.checkpoint import FILE_BYTES, Checkpoints, file_of
+from components.lib.train.checkpoint.storage import FolderStorage
+from components.lib.train.parallel.layout import ParallelLayout, start_processes, stop_processes
+from components.lib.train.settings.config import CheckpointConfig, TrainerConfig
 from components.lib.video.records import file_sha256
 
 Row = tuple[str, float, float, float]
@@ -54,9 +54,9 @@ def _timed(save: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _ours(layout: Layout, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+def _ours(layout: ParallelLayout, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     config = CheckpointConfig(asynchronous=False)
-    Checkpoints(LocalPlace(folder), layout, config, folder / "work").save(1, tensors, {}, "")
+    Checkpoints(FolderStorage(folder), layout, config, folder / "work").save(1, tensors, {}, "")
 
 
 def _peer(tensors: dict[str, torch.Tensor], folder: Path) -> None:

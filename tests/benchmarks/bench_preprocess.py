@@ -77,7 +77,7 @@ def workspace(folder: Path) -> Iterator[tuple[ObjectStore, dict[str, Path]]]:
     from components.lib.cosmos.formats.tiny import initial_tokenizer
     from components.lib.cosmos.formats.tiny_text import write_tiny_t5
     from components.lib.cosmos.model_folder import save_model_folder
-    from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS
+    from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 
     config = TOKENIZER_PRESETS["tiny-cv"]
     weights, mean, std = initial_tokenizer(config, 0)

@@ -6,14 +6,16 @@ Computed, not timed: from the order that training takes and the FLOPs of each cl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from components.lib.cosmos.dit_config import DIT_PRESETS
+from components.lib.cosmos.dit.config import DIT_PRESETS
 from components.lib.cosmos.flops import dit_forward_flops
-from components.lib.train.config import DiffusionData
-from components.lib.train.order import SampleOrder
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
+from components.lib.train.data.sampler import Sampler
+from components.lib.train.settings.config import DiffusionData
 
 Row = tuple[str, float, float, float]
 CONFIG = DIT_PRESETS["7B"]
@@ -38,10 +40,11 @@ def useful(ranks: int, run: int) -> float:
     """Mean work of a rank over that of the busiest, summed over the steps of an epoch."""
     work = []
     for frames, height, width in CLIPS:
-        tokens = (1 + (frames - 1) // 8) * (height // 16) * (width // 16)
+        latent = TOKENIZER_PRESETS["CV8x8x8"].latent_shape(frames, height, width)
+        tokens = math.prod(CONFIG.grid(*latent[1:]))
         work.append(dit_forward_flops(CONFIG, tokens))
     sizes = [shard % len(CLIPS) for shard in range(SHARDS)]
-    order = SampleOrder([SAMPLES] * SHARDS, seed=1, window=8, shuffle=True, sizes=sizes, run=run)
+    order = Sampler([SAMPLES] * SHARDS, seed=1, window=8, shuffle=True, sizes=sizes, run=run)
     steps = order.total // ranks
     dealt = np.array([work[sizes[order.at(n)[0]]] for n in range(steps * ranks)], dtype=float)
     dealt = dealt.reshape(steps, ranks)

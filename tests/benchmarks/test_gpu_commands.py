@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.lib.cosmos.dit import DIT_PRESETS
+from components.lib.cosmos.dit.network import DIT_PRESETS
 from components.lib.store import ObjectStore
 from tests.benchmarks.gpu.agreement import compare
 from tests.benchmarks.gpu.common import covered, kind_of
@@ -147,15 +147,15 @@ def test_the_layouts_command_ends_at_its_deadline(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_copies_beside_training_on_a_gpu_hold_what_was_there() -> None:
-    from components.lib.train.staging import HostCopies
+    from components.lib.train.memory.host_copies import HostCopies
 
     copies = HostCopies(torch.device("cuda", 0))
     weight = torch.randn(1 << 26, device="cuda")
     expected = weight.cpu()
     copies.begin()
-    taken = copies.take("w", weight)
+    taken = copies.copy_out("w", weight)
     copies.end()
-    copies.hold_back()
+    copies.fence()
     weight.zero_()  # as the optimizer would: queued behind the copy
     copies.wait()
     assert torch.equal(taken, expected)

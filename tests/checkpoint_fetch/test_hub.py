@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from components.checkpoint_fetch.config import CONFIG
 from components.checkpoint_fetch.hub import Hub
 from components.checkpoint_fetch.sources import SourceFile
-from components.checkpoint_fetch.stage import CONFIG, run
+from components.checkpoint_fetch.stage import run
 from components.lib.contract import UserError
 from components.lib.cosmos.formats import tiny
 from components.lib.cosmos.model_folder import download_model, load_state_dict

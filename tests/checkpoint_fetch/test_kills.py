@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from components.checkpoint_fetch.stage import CONFIG, run
+from components.checkpoint_fetch.config import CONFIG
+from components.checkpoint_fetch.stage import run
 from components.lib.cosmos.formats import vgg
 from components.lib.cosmos.formats.source_config import write_config
 from components.lib.cosmos.formats.tiny import initial_vgg
@@ -22,7 +23,8 @@ KILLS = int(os.environ.get("COSMOS_FETCH_KILLS", "4"))
 CHILD = """
 import sys, torch, huggingface_hub
 import safetensors.torch
-from components.checkpoint_fetch.stage import CONFIG, run
+from components.checkpoint_fetch.config import CONFIG
+from components.checkpoint_fetch.stage import run
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
 store = ObjectStore.from_env()

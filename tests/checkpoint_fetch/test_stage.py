@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from components.checkpoint_fetch.stage import CONFIG, run
+from components.checkpoint_fetch.config import CONFIG
+from components.checkpoint_fetch.stage import run
 from components.lib.contract import UserError
 from components.lib.cosmos.formats import tiny
 from components.lib.cosmos.formats.official import load_pt
@@ -100,7 +101,7 @@ def test_a_text_encoder_is_stored_as_transformers_folder_in_bf16(
     progress: SilentProgress,
     tmp_path: Path,
 ) -> None:
-    from components.lib.cosmos.text import TextEncoder
+    from components.lib.cosmos.diffusion.text import TextEncoder
 
     source = f"file://{checkpoints / tiny.T5_FOLDER}"
     result = fetch(source, "t5", storage_root, store, progress)

@@ -174,7 +174,7 @@ def training_inputs(
     import torch
     from safetensors.torch import save
 
-    from components.lib.cosmos.dit import DIT_PRESETS, DiT
+    from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
     from components.lib.cosmos.model_folder import save_model_folder
     from components.lib.shards.latents import prompt_digest
     from tests.training.conftest import latent_shard

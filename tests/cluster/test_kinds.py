@@ -15,7 +15,7 @@ from components.training.launch.interface import Backend, LaunchRequest, Tolerat
 from components.training.launch.kube import ApiError, Cluster
 from components.training.launch.pytorchjob import PyTorchJob
 from components.training.launch.trainjob import TrainJob
-from pipelines import checks
+from pipelines.backend import checks
 
 from ..manifests.kustomize import build as kustomize
 from .kubectl import NAMESPACE, ROOT, kubectl

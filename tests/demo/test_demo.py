@@ -132,8 +132,8 @@ def test_second_run_reuses_the_first(demo: Demo) -> None:
 
 def test_every_stage_runs_alone_from_a_config_file(demo: Demo, tmp_path: Path) -> None:
     """With the demo's settings and inputs, each finds the demo's own output again."""
+    from components.harness.overrides import STAGES
     from components.lib.manifest import load_manifest
-    from components.lib.overrides import STAGES
     from components.lib.store import ObjectStore
     from components.lib.store.embedded import EmbeddedStore
 

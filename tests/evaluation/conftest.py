@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from components.lib.cosmos.dit import DIT_PRESETS, DiT
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.model_folder import save_model_folder
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.manifest import MANIFEST_NAME, FileEntry, InputRef, Manifest, load_manifest
 from components.lib.report.pictures import strip
 from components.lib.shards.latents import ClipInfo, latent_parts

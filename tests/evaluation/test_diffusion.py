@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from components.evaluation.diffusion import fixed_noise, patch_vectors, sigma_grid
+from components.evaluation.config import EvaluationConfig
+from components.evaluation.diffusion import fixed_noise, noise_grid, patch_vectors
 from components.evaluation.held_out import LatentClip
-from components.evaluation.stage import EvaluationConfig, run
+from components.evaluation.stage import run
 from components.lib.contract import UserError
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.model_folder import save_model_folder
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.manifest import load_manifest
 from components.lib.report.scores import parse_evaluation
 from components.lib.shards.latents import ClipInfo
@@ -34,7 +36,7 @@ def config(inputs: Any, storage_root: Any, **changes: Any) -> Any:
 
 def test_sigma_grid_stands_for_the_training_distribution() -> None:
     """Medians of equal parts of ln sigma ~ N(0, 1): symmetric around 1, known quantiles."""
-    grid = sigma_grid(4, 1, 0).sigmas
+    grid = noise_grid(4, 1, 0).sigmas
     assert np.allclose(np.log(grid), [-1.15035, -0.31864, 0.31864, 1.15035], atol=1e-5)
 
 
@@ -57,7 +59,7 @@ def test_loss_is_the_published_one_on_fixed_noise(
                 clip_height=1, clip_width=1, resize="crop",
             )  # fmt: skip
             losses = []
-            for level, sigma in enumerate(sigma_grid(3, 1, 0).sigmas):
+            for level, sigma in enumerate(noise_grid(3, 1, 0).sigmas):
                 noise = fixed_noise(LatentClip("", latent, info), level, 0, 0)
                 x0 = 0.5 * latent
                 x = x0 + sigma * noise
@@ -65,7 +67,7 @@ def test_loss_is_the_published_one_on_fixed_noise(
                 with torch.no_grad():
                     raw = model(
                         (x / math.sqrt(total))[None], torch.tensor([math.log(sigma) / 4]),
-                        torch.zeros(1, 512, 64), fps=torch.tensor([24.0]),
+                        Conditions(torch.zeros(1, 512, 64), torch.tensor([24.0])),
                     )[0]  # fmt: skip
                 guess = 0.25 / total * x + sigma * 0.5 / math.sqrt(total) * raw
                 weight = total / (sigma * 0.5) ** 2

@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from components.evaluation.stage import EvaluationConfig, run
+from components.evaluation.config import EvaluationConfig
+from components.evaluation.stage import run
 from components.latent_encoding import stage as latent_encoding
+from components.latent_encoding.config import LatentEncodingConfig
 from components.lib.contract import UserError
 from components.lib.cosmos.model_folder import save_model_folder
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.manifest import load_manifest
 from components.lib.report.scores import Evaluation, parse_evaluation
 from components.lib.shards.latents import prompt_digest
@@ -75,7 +77,7 @@ class DataSets:
         }  # fmt: skip
         self.uris = {}
         for layout in ("shards", "guide"):
-            config = latent_encoding.CONFIG(layout=layout, **common)
+            config = LatentEncodingConfig(layout=layout, **common)
             self.uris[layout] = latent_encoding.run(config, store, progress).manifest_uri
 
     def evaluate(self, layout: str, **changes: Any) -> Evaluation:

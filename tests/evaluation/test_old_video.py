@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from components.evaluation.stage import EvaluationConfig, run
+from components.evaluation.config import EvaluationConfig
+from components.evaluation.stage import run
 from components.lib.manifest import load_manifest
 from components.lib.report.scores import parse_evaluation
 from components.lib.video.records import OLD_MARK, record_line

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from components.evaluation.stage import EvaluationConfig
+from components.evaluation.config import EvaluationConfig
 from components.evaluation.stage import run as evaluate
 from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.lineage import parse_lineage
 from components.lib.registry import Registry, models_root
 from components.lib.report.scores import parse_evaluation
-from components.promotion.stage import PromotionConfig
+from components.promotion.config import PromotionConfig
 from components.promotion.stage import run as promote
 
 

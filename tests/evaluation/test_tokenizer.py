@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from components.evaluation.stage import EvaluationConfig, run
+from components.evaluation.config import EvaluationConfig
+from components.evaluation.stage import run
 from components.lib.report.scores import parse_evaluation
 
 

@@ -47,7 +47,7 @@ def built() -> dict[str, str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_runs_unprivileged_on_a_read_only_root(built: dict[str, str], name: str) -> None:
     code = (
-        "import os, json, components.lib.task\n"
+        "import os, json, components.harness.task\n"
         "def writable(path):\n"
         "    try:\n"
         "        open(path + '/probe', 'w').close()\n"
@@ -104,7 +104,7 @@ def test_an_image_can_start_its_stages(built: dict[str, str], name: str) -> None
 @pytest.mark.timeout(3600)
 def test_the_training_image_has_the_kernels_for_gpus(built: dict[str, str]) -> None:
     """All that its CPU build lacks is what a CUDA build of torch brings."""
-    code = "from components.lib.cosmos.flash4 import usable; print(usable())"
+    code = "from components.lib.cosmos.dit.flash4 import usable; print(usable())"
     assert run(built["train"], "python", "-c", code).strip() in (
         "flash-attn-4 needs the package triton, which is not installed",
         "flash-attn-4 needs the package cuda, which is not installed",
@@ -176,7 +176,7 @@ def test_the_pipeline_runs_in_containers(
             ),
             pipeline_root=str(outputs),
         )
-        catalog.load(pipeline, profiles.LOCAL)(**parameters)
+        catalog.load(pipeline, profiles.Profile(cluster=False))(**parameters)
     finally:
         os.umask(before)
     # The runner may call a container that failed at once a success: look at what was produced.

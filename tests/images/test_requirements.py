@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def stage_modules(stage: str) -> list[str]:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_holds_what_its_stages_import(image: str) -> None:
-    starts = ["components.lib.task"]
+    starts = ["components.harness.task"]
     for stage in stages(image):
         starts += stage_modules(stage)
     if image == "train":
@@ -105,6 +106,15 @@ def test_an_image_holds_what_its_stages_import(image: str) -> None:
         if top not in OPTIONAL and not names & have:
             missing[top] = module
     assert missing == {}
+
+
+def test_data_files_are_installed_with_the_code() -> None:
+    """What an image installs is the package's modules and the data files of these suffixes."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["*"]
+    data = [path for path in (ROOT / "components").rglob("*") if path.suffix in (".j2", ".css")]
+    assert any(path.suffix == ".j2" for path in data)
+    assert [path.name for path in data if not any(path.match(p) for p in patterns)] == []
 
 
 @pytest.mark.parametrize("image", IMAGES)

@@ -67,7 +67,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A continuous tokenizer with random weights and a published folder layout."""
     from components.lib.cosmos.formats.tiny import initial_tokenizer
     from components.lib.cosmos.model_folder import save_model_folder
-    from components.lib.cosmos.tokenizer_config import TokenizerConfig
+    from components.lib.cosmos.tokenizer.config import TokenizerConfig
 
     folder = tmp_path_factory.mktemp("tokenizer")
     config = TokenizerConfig(channels=8, multipliers=(2, 2, 2), res_blocks=1)

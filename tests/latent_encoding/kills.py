@@ -17,10 +17,11 @@ import importlib, os, sys
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
 module = importlib.import_module(f"components.{sys.argv[1]}.stage")
+settings = importlib.import_module(f"components.{sys.argv[1]}.config")
 # Imported beforehand, so that kills hit the work and not the interpreter's start.
 import components.latent_encoding.engine
 from transformers import AutoTokenizer, T5EncoderModel
-config = module.CONFIG.model_validate_json(sys.argv[2])
+config = settings.CONFIG.model_validate_json(sys.argv[2])
 store = ObjectStore.from_env()
 print("ready", flush=True)
 result = module.run(config, store, LineProgress())

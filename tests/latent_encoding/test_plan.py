@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.latent_encoding.plan import MAX_GAP, Plan, PlanSettings, make_plan
+from components.latent_encoding.plan import MAX_GAP, EncodingPlan, PlanSettings, make_plan
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 from components.lib.video.records import VideoRecord
 
 
@@ -43,12 +44,13 @@ def settings_of(**changes: Any) -> PlanSettings:
         "shard_bytes": 3_000_000,
         "shard_samples": 1024,
         "previews": 4,
+        "tokenizer": TOKENIZER_PRESETS["CV8x8x8"],
         **changes,
     }
     return PlanSettings(**values)
 
 
-def keys(plan: Plan) -> list[tuple[str, str]]:
+def keys(plan: EncodingPlan) -> list[tuple[str, str]]:
     return [(shard.name, clip.key) for shard in plan.shards for clip in shard.clips]
 
 
@@ -101,10 +103,18 @@ def test_shapes_do_not_mix_in_a_shard() -> None:
     for shard in plan.shards:
         infos = [clip.info for clip in shard.clips]
         assert {
-            wanted.latent_shape(i.num_frames, (i.clip_height, i.clip_width)) for i in infos
+            wanted.tokenizer.latent_shape(i.num_frames, i.clip_height, i.clip_width) for i in infos
         } == {shard.shape}
     shapes = {shard.shape for shard in plan.shards}
     assert shapes == {(16, 16, 22, 40), (16, 16, 40, 22), (16, 5, 22, 40)}
+
+
+def test_clips_beyond_one_window_have_the_shape_that_the_tokenizer_gives_them() -> None:
+    lengths = {121: 16, 129: 18, 137: 19, 249: 34, 1017: 135}
+    records = [record(f"v{frames}", frames=frames) for frames in lengths]
+    plan = make_plan(records, settings_of(lengths=tuple(lengths), chunks_per_video=1))
+    planned = {shard.clips[0].info.num_frames: shard.shape for shard in plan.shards}
+    assert planned == {n: (16, latents, 22, 40) for n, latents in lengths.items()}
 
 
 def test_a_pass_over_a_video_neither_seeks_back_nor_crosses_wide_gaps() -> None:

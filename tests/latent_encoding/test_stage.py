@@ -19,14 +19,16 @@ from components.latent_encoding import stage
 from components.latent_encoding.config import LatentEncodingConfig
 from components.lib.contract import UserError
 from components.lib.cosmos.model_folder import load_tokenizer
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 from components.lib.manifest import FileEntry, Manifest
+from components.lib.shards.dataset import Split, largest_latent, open_source
 from components.lib.shards.guide import iter_guide_samples
 from components.lib.shards.latents import parse_latent, prompt_digest
 from components.lib.shards.tar import iter_samples
 from components.lib.store import ObjectStore
-from components.lib.train.dataset import Split, largest_latent, open_source
 from components.lib.video.frames import read_clip
 from components.lib.video.records import VideoRecord
+from tests.latent_encoding.conftest import upload_manifest
 
 Make = Callable[..., LatentEncodingConfig]
 Put = Callable[[list[VideoRecord]], str]
@@ -42,6 +44,23 @@ def read_samples(manifest: Manifest, store: ObjectStore) -> dict[str, Any]:
                 assert key not in samples
                 samples[key] = parse_latent(parts)
     return samples
+
+
+def stored_shapes(manifest: Manifest, store: ObjectStore, folder: Path) -> set[tuple[int, ...]]:
+    """Shapes of the latents, after seeing that all who state them before reading agree."""
+    shapes = {tuple(latent.shape) for latent, _ in read_samples(manifest, store).values()}
+    assert {tuple(shape["latent_shape"]) for shape in manifest.summary["shapes"]} == shapes
+    metas = [e.meta for e in manifest.files if e.path.endswith(".tar")]
+    assert {tuple(meta["shape"]) for meta in metas} == shapes
+    # Training knows before it reads, so that ranks take samples of one size together.
+    source, _ = open_source(manifest.uri, store, cache_dir=folder / "cache", max_bytes=10**8)
+    splits: tuple[Split, ...] = ("train", "validation")
+    for split in splits:
+        for shard, shape in enumerate(source.shapes(split)):
+            name, parts = source.read(split, shard, 0)
+            assert tuple(parse_latent(parts, name)[0].shape) == shape
+    assert {shape for split in splits for shape in source.shapes(split)} == shapes
+    return shapes
 
 
 def test_latents_are_those_of_the_frames_they_name(
@@ -240,24 +259,54 @@ def test_buckets_give_each_video_its_shape_and_length(
         length_buckets=[9, 25],
         chunks_per_video=2,
     )
-    result = stage.run(config, store, progress)
-    shapes = {tuple(shape["latent_shape"]) for shape in result.manifest.summary["shapes"]}
-    found = {tuple(latent.shape) for latent, _ in read_samples(result.manifest, store).values()}
-    assert found == shapes == {(16, 4, 8, 20), (16, 2, 8, 8)}
-    assert largest_latent(result.manifest) == (16, 4, 8, 20)  # what training plans memory for
-    assert result.manifest.summary["latent_shape"] is None
-    metas = [e.meta for e in result.manifest.files if e.path.endswith(".tar")]
-    assert {tuple(meta["shape"]) for meta in metas} == shapes
-    # Training knows before it reads, so that ranks take samples of one size together.
-    source, _ = open_source(
-        result.manifest.uri, store, cache_dir=tmp_path / "cache", max_bytes=10**8
-    )
-    splits: tuple[Split, ...] = ("train", "validation")
-    for split in splits:
-        for shard, shape in enumerate(source.shapes(split)):
-            name, parts = source.read(split, shard, 0)
-            assert tuple(parse_latent(parts, name)[0].shape) == shape
-    assert {shape for split in splits for shape in source.shapes(split)} == shapes
+    manifest = stage.run(config, store, progress).manifest
+    assert stored_shapes(manifest, store, tmp_path) == {(16, 4, 8, 20), (16, 2, 8, 8)}
+    assert largest_latent(manifest) == (16, 4, 8, 20)  # what training plans memory for
+    assert manifest.summary["latent_shape"] is None
+
+
+@pytest.mark.parametrize(("frames", "latents"), [(121, 16), (129, 18), (137, 19), (249, 34)])
+def test_the_shape_of_a_clip_beyond_one_window_is_that_of_its_latent(
+    frames: int,
+    latents: int,
+    store: ObjectStore,
+    clips: dict[str, Path],
+    make_record: Callable[..., VideoRecord],
+    put_videos: Put,
+    make_config: Make,
+    progress: Any,
+    tmp_path: Path,
+) -> None:
+    videos = put_videos([make_record(clips["bikes"])])
+    config = make_config(videos, frames=frames, height=16, width=32, chunks_per_video=1)
+    manifest = stage.run(config, store, progress).manifest
+    shape = (16, latents, 2, 4)
+    assert stored_shapes(manifest, store, tmp_path) == {shape}
+    assert manifest.summary["latent_shape"] == list(shape)
+    assert largest_latent(manifest) == shape
+
+
+def test_clips_must_fit_the_tokenizer_of_the_checkpoint(
+    store: ObjectStore,
+    storage_root: str,
+    clips: dict[str, Path],
+    make_record: Callable[..., VideoRecord],
+    put_videos: Put,
+    make_config: Make,
+    progress: Any,
+) -> None:
+    coarse = TokenizerConfig(channels=8, temporal=16, window=17)
+    value = {
+        "format": "cosmos-pipelines/1",
+        "family": "tokenizer",
+        "name": "coarse",
+        "config": coarse.model_dump(mode="json"),
+    }
+    files = {"model/config.json": json.dumps(value).encode()}
+    checkpoint = upload_manifest(store, f"{storage_root}/coarse/", "checkpoint", files)
+    config = make_config(put_videos([make_record(clips["bikes"])]), checkpoint=checkpoint)
+    with pytest.raises(UserError, match=r"9 frames .*16k \+ 1 frames\. Use 1 or 17"):
+        stage.run(config, store, progress)
 
 
 def test_the_frame_rate_conversion_is_recorded(
@@ -427,8 +476,8 @@ def test_guide_layout_holds_the_same_latents_with_their_text(
     ("changes", "message"),
     [
         ({"frames": 10}, "10 frames does not fit.*Use 9 or 17"),
-        ({"width": 100}, "width of 100 does not divide by 16. Use 96"),
-        ({"size_buckets": ["64x100"]}, "width of 100"),
+        ({"width": 100}, "100 x 64 .*multiples of 16. Use 96 x 64"),
+        ({"size_buckets": ["64x100"]}, "100 x 64 "),
     ],
 )
 def test_impossible_settings_say_what_would_do(

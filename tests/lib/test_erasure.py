@@ -17,9 +17,9 @@ from components.lib.manifest import MANIFEST_NAME, FileEntry, InputRef, Manifest
 from components.lib.registry import models_root
 from components.lib.store import ObjectStore
 from components.lib.video.encode import write_mp4
-from components.tar_sharding.stage import TarShardingConfig
+from components.tar_sharding.config import TarShardingConfig
 from components.tar_sharding.stage import run as shard
-from components.video_discovery.stage import VideoDiscoveryConfig
+from components.video_discovery.config import VideoDiscoveryConfig
 from components.video_discovery.stage import run as discover
 from pipelines.commands import erase as command
 

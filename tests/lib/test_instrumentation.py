@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from components.harness.overrides import make_config
 from components.lib.contract import Progress
 from components.lib.manifest import Manifest
-from components.lib.overrides import make_config
 from components.lib.store import ObjectStore
 
 

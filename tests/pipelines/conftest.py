@@ -30,13 +30,16 @@ def kfp_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake
 @pytest.fixture(autouse=True, scope="session")
 def compiled_once() -> Iterator[None]:
     """Compiling takes a second; the same pipeline with the same images compiles once."""
-    from pipelines import client
+    from pipelines import compiling
 
-    original = client._compiled
+    original = compiling.compile_pipeline
     known: dict[tuple[object, ...], str] = {}
 
     def compiled(
-        pipeline: str, images: Mapping[str, str] | None, gpu_type: str | None, encode_pods: int
+        pipeline: str,
+        images: Mapping[str, str] | None = None,
+        gpu_type: str | None = None,
+        encode_pods: int = 1,
     ) -> str:
         key = (pipeline, tuple(sorted((images or {}).items())), gpu_type, encode_pods)
         if key not in known:
@@ -44,7 +47,7 @@ def compiled_once() -> Iterator[None]:
         return known[key]
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(client, "_compiled", compiled)
+    patch.setattr(compiling, "compile_pipeline", compiled)
     yield
     patch.undo()
 

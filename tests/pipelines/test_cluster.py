@@ -11,7 +11,8 @@ from components.lib.contract import UserError
 from components.training.launch.interface import PROGRESS_ANNOTATION, RUN_LABEL, LaunchRequest
 from components.training.launch.kube import Cluster
 from components.training.launch.pytorchjob import PyTorchJob
-from pipelines import client, cluster
+from pipelines import client
+from pipelines.backend import cluster
 from pipelines.client import Server
 from tests.servers.faults import Trouble
 from tests.servers.kfp import FakeKfp

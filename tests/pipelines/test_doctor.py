@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from components.training.launch.kube import Cluster
-from pipelines import checks
-from pipelines.checks import Finding
+from pipelines.backend import checks
+from pipelines.backend.checks import Finding
 from tests.servers.kfp import FakeKfp
 from tests.servers.loopback import Json, QuietHandler, serving
 
@@ -41,7 +41,7 @@ class Kubernetes:
                 f"/api/v1/namespaces/cosmos/secrets/{name}": {
                     "data": {key: base64.b64encode(b"v").decode() for key in keys}
                 }
-                for name, (keys, _) in checks.SECRETS.items()
+                for name, keys in ((use.name, use.keys) for use in checks.SECRETS)
             },
         }
 

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from components.lib.contract import UserError
-from components.lib.cosmos.dit import DIT_PRESETS, DiT
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.formats.tiny_text import write_tiny_t5
 from components.lib.cosmos.model_folder import save_model_folder
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.manifest import FileEntry, Manifest
 from components.lib.store import ObjectStore
 from components.lib.video.frames import read_clip

@@ -13,7 +13,8 @@ import pytest
 from components.lib.contract import UserError
 from components.lib.registry import PointerMoved, Registry, models_root, rollback
 from components.lib.store import ObjectStore
-from components.promotion.stage import PromotionConfig, run
+from components.promotion.config import PromotionConfig
+from components.promotion.stage import run
 
 ACTORS = 20
 

@@ -14,7 +14,8 @@ from components.lib.manifest import load_manifest
 from components.lib.registry import Registry, models_root, rollback
 from components.lib.video.ledger import processed
 from components.promotion import version as version_module
-from components.promotion.stage import PromotionConfig, run
+from components.promotion.config import PromotionConfig
+from components.promotion.stage import run
 
 BETTER = (0.9, 1.8, 2.7, 3.6, 4.5, 5.4)
 BEST = (0.8, 1.6, 2.4, 3.2, 4.0, 4.8)

@@ -12,7 +12,7 @@ import pytest
 from components.lib.manifest import FileEntry, Manifest
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord, record_line
-from components.prompt_embedding.stage import PromptEmbeddingConfig
+from components.prompt_embedding.config import PromptEmbeddingConfig
 
 
 def upload_manifest(store: ObjectStore, uri: str, kind: Any, files: dict[str, bytes]) -> str:

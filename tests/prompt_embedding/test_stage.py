@@ -16,7 +16,7 @@ from components.lib.manifest import Manifest
 from components.lib.shards.latents import prompt_digest
 from components.lib.store import ObjectStore
 from components.prompt_embedding import stage
-from components.prompt_embedding.stage import PromptEmbeddingConfig
+from components.prompt_embedding.config import PromptEmbeddingConfig
 
 Make = Callable[..., PromptEmbeddingConfig]
 Put = Callable[..., str]

@@ -18,7 +18,8 @@ from components.lib.store import ObjectStore
 from components.lib.video.encode import write_mp4
 from components.lib.video.inspection import inspect_video
 from components.lib.video.records import VideoRecord, record_line, write_records
-from components.tar_sharding.stage import TarShardingConfig, run
+from components.tar_sharding.config import TarShardingConfig
+from components.tar_sharding.stage import run
 
 
 @pytest.fixture

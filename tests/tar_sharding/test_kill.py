@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from components.lib.manifest import load_manifest
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord
-from components.tar_sharding.stage import TarShardingConfig
+from components.tar_sharding.config import TarShardingConfig
 from tests.lib.video.kills import kill_count, run_undisturbed, run_with_kills
 
 

@@ -126,7 +126,7 @@ def clip_data(put_manifest: Put, clips: dict[str, Path]) -> str:
 @pytest.fixture
 def tiny_dit(put_manifest: Put, tmp_path: Path) -> str:
     """A tiny DiT with random weights, as checkpoint_fetch leaves it."""
-    from components.lib.cosmos.dit import DIT_PRESETS, DiT
+    from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
     from components.lib.cosmos.model_folder import save_model_folder
 
     model = DiT(DIT_PRESETS["tiny"], seed=5)
@@ -141,7 +141,7 @@ def tiny_dit(put_manifest: Put, tmp_path: Path) -> str:
 def tiny_tokenizer(put_manifest: Put, tmp_path: Path) -> str:
     """A tiny continuous tokenizer with random weights, as checkpoint_fetch leaves it."""
     from components.lib.cosmos.model_folder import save_model_folder
-    from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+    from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 
     torch.manual_seed(6)
     model = CosmosTokenizer(TOKENIZER_PRESETS["tiny-cv"])

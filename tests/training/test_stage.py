@@ -14,7 +14,8 @@ import pytest
 from components.lib.contract import Progress, UserError
 from components.lib.cosmos.model_folder import download_model, load_dit, load_tokenizer
 from components.lib.store import ObjectStore
-from components.training.stage import TrainingConfig, run
+from components.training.config import TrainingConfig
+from components.training.stage import run
 
 SHORT = ("trainer.max_steps=8", "trainer.val_check_interval=4", "log.ckpt.every_n_train_steps=4")
 
@@ -119,7 +120,8 @@ import sys
 from components.lib.logs import configure_logging
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
-from components.training.stage import TrainingConfig, run
+from components.training.config import TrainingConfig
+from components.training.stage import run
 configure_logging()
 run(TrainingConfig.model_validate_json(sys.argv[1]), ObjectStore.from_env(), LineProgress())
 """

@@ -13,7 +13,8 @@ from components.lib.stage import StageResult
 from components.lib.store import ObjectStore
 from components.lib.video.encode import write_mp4
 from components.lib.video.records import VideoRecord, read_records
-from components.video_discovery.stage import VideoDiscoveryConfig, run
+from components.video_discovery.config import VideoDiscoveryConfig
+from components.video_discovery.stage import run
 
 Discover = Callable[..., StageResult]
 Records = Callable[..., list[VideoRecord]]

@@ -26,7 +26,8 @@ import sys
 from components.lib.contract import UserError
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
-from components.video_discovery.stage import VideoDiscoveryConfig, run
+from components.video_discovery.config import VideoDiscoveryConfig
+from components.video_discovery.stage import run
 config = VideoDiscoveryConfig(storage_root=sys.argv[1], source=sys.argv[2], workers=1)
 try:
     print(run(config, ObjectStore.from_env(), LineProgress()).manifest_uri)

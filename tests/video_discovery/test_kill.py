@@ -10,7 +10,7 @@ from pathlib import Path
 
 from components.lib.manifest import load_manifest
 from components.lib.store import ObjectStore
-from components.video_discovery.stage import VideoDiscoveryConfig
+from components.video_discovery.config import VideoDiscoveryConfig
 from tests.lib.video.kills import kill_count, run_undisturbed, run_with_kills
 
 
@@ -41,7 +41,7 @@ def test_what_was_inspected_before_a_kill_is_not_inspected_again(
 ) -> None:
     from components.lib.video.inspection import inspect_video
     from components.video_discovery import cache
-    from components.video_discovery.sources import Entry
+    from components.video_discovery.entries import Entry
 
     found = inspect_video(make_video(tmp_path / "v.mp4"))
     entries = [Entry(f"/{number:05d}.mp4", 1, "v") for number in range(2500)]

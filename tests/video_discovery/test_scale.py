@@ -18,7 +18,8 @@ import json, re, sys
 from pathlib import Path
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
-from components.video_discovery.stage import VideoDiscoveryConfig, run
+from components.video_discovery.config import VideoDiscoveryConfig
+from components.video_discovery.stage import run
 config = VideoDiscoveryConfig(
     storage_root=sys.argv[1], source=sys.argv[2], max_bad_fraction=1, workers=2
 )

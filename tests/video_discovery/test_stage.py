@@ -18,7 +18,8 @@ from components.lib.store import ObjectStore, StoreError
 from components.lib.video.encode import write_mp4
 from components.lib.video.ledger import commit_run
 from components.lib.video.records import VideoRecord, local_path
-from components.video_discovery.stage import VideoDiscoveryConfig, run
+from components.video_discovery.config import VideoDiscoveryConfig
+from components.video_discovery.stage import run
 
 Discover = Callable[..., StageResult]
 Records = Callable[..., list[VideoRecord]]

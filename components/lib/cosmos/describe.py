@@ -1,7 +1,7 @@
 """What a model is, without its weights: counts, shapes, operations, memory.
 
-Everything follows from the settings by rule (`shapes`, `flops`), so the answer takes milliseconds
-and needs neither torch nor the weights.
+Everything follows from the settings: the network is built without weights (`shapes`) and counted
+(`flops`). That takes seconds, most of them the import of torch, which is not imported before.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from components.lib.contract import Frozen, UserError
-from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.dit.config import DiTConfig
+from components.lib.cosmos.families import family_named, family_of, trained_families
 from components.lib.cosmos.flops import (
-    Layout,
+    EstimatedLayout,
     dit_attention_flops,
     dit_forward_flops,
     dit_memory,
     video_flops,
 )
-from components.lib.cosmos.shapes import Shapes, dit_shapes, parameter_count, tokenizer_shapes
-from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS, TokenizerConfig
-
-ModelSettings = DiTConfig | TokenizerConfig
+from components.lib.cosmos.shapes import (
+    parameter_count,
+    state_shapes,
+)
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
 
 #: What published names hold beyond the size that names a preset.
 _AROUND = re.compile(r"^nvidia/|^cosmos-(1\.0-)?|^(diffusion|dit|tokenizer)-|-text2world$|-t2w$")
@@ -37,9 +39,13 @@ class Clip(Frozen):
     width: int = 1280
 
 
-def find_model(model: str) -> tuple[str, ModelSettings]:
+def find_model(model: str) -> tuple[str, Frozen]:
     """Name and settings of a preset, a published model or a canonical model folder."""
-    presets: dict[str, ModelSettings] = {**DIT_PRESETS, **TOKENIZER_PRESETS}
+    presets = {
+        name: settings
+        for family in trained_families()
+        for name, settings in family.preset_settings().items()
+    }
     short = preset_name(model)
     for name, settings in presets.items():
         if name.lower() == short:
@@ -61,51 +67,50 @@ def preset_name(model: str) -> str:
     return short.replace("-video2world", "-v2w")
 
 
-def _from_folder(folder: Path) -> tuple[str, ModelSettings]:
+def _from_folder(folder: Path) -> tuple[str, Frozen]:
     from components.lib.cosmos.model_folder import read_model_config
 
     model = read_model_config(folder)
-    if model.family == "dit":
-        return model.name, DiTConfig.model_validate(model.config)
-    if model.family == "tokenizer":
-        return model.name, TokenizerConfig.model_validate(model.config)
+    family = family_named(model.family)
+    if family.training:
+        return model.name, family.settings_class().model_validate(model.config)
     raise UserError(
         f"{folder} holds '{model.name}' of family '{model.family}', not described here."
     )
 
 
-def shapes_of(settings: ModelSettings) -> Shapes:
-    """Names and shapes of the state dict."""
-    return dit_shapes(settings) if isinstance(settings, DiTConfig) else tokenizer_shapes(settings)
-
-
 def describe(
-    name: str, settings: ModelSettings, clip: Clip | None = None, layout: Layout | None = None
+    name: str,
+    settings: Frozen,
+    clip: Clip | None = None,
+    layout: EstimatedLayout | None = None,
 ) -> dict[str, Any]:
     """JSON values: the field ``parameters`` and all that follows from the settings.
 
     Operations count a multiply-add as two; memory is in bytes per GPU. UserError when the model
     cannot take the clip.
     """
-    clip, layout = clip or Clip(), layout or Layout()
-    shapes = shapes_of(settings)
+    clip, layout = clip or Clip(), layout or EstimatedLayout()
+    parameters = parameter_count(settings)
     general = {
         "name": name,
-        "family": "dit" if isinstance(settings, DiTConfig) else "tokenizer",
-        "parameters": parameter_count(shapes),
-        "tensors": len(shapes),
-        "bf16_bytes": 2 * parameter_count(shapes),
+        "family": family_of(settings).name,
+        "parameters": parameters,
+        "tensors": len(state_shapes(settings)),
+        "bf16_bytes": 2 * parameters,
         "clip": clip.model_dump(),
         "config": settings.model_dump(mode="json"),
     }
     if isinstance(settings, DiTConfig):
         return general | _describe_dit(settings, clip, layout)
-    return general | _describe_tokenizer(settings, clip)
+    if isinstance(settings, TokenizerConfig):
+        return general | _describe_tokenizer(settings, clip)
+    return general
 
 
-def _describe_dit(config: DiTConfig, clip: Clip, layout: Layout) -> dict[str, Any]:
+def _describe_dit(config: DiTConfig, clip: Clip, layout: EstimatedLayout) -> dict[str, Any]:
     tokenizer = TOKENIZER_PRESETS["CV8x8x8"]
-    _check_clip(tokenizer, clip)
+    tokenizer.check_clip(**clip.model_dump())
     _, frames, height, width = tokenizer.latent_shape(**clip.model_dump())
     try:
         grid = config.grid(frames, height, width)
@@ -137,7 +142,7 @@ def _describe_dit(config: DiTConfig, clip: Clip, layout: Layout) -> dict[str, An
 
 
 def _describe_tokenizer(config: TokenizerConfig, clip: Clip) -> dict[str, Any]:
-    _check_clip(config, clip)
+    config.check_clip(**clip.model_dump())
     latent = config.latent_shape(**clip.model_dump())
     encode, decode = video_flops(config, clip.frames, clip.height, clip.width)
     return {
@@ -150,17 +155,6 @@ def _describe_tokenizer(config: TokenizerConfig, clip: Clip) -> dict[str, Any]:
     }
 
 
-def _check_clip(config: TokenizerConfig, clip: Clip) -> None:
-    multiple = config.size_multiple
-    if clip.frames % config.temporal != 1 or clip.height % multiple or clip.width % multiple:
-        raise UserError(
-            f"A clip of {clip.frames} frames, {clip.width} x {clip.height}, cannot be coded: "
-            f"frames must be {config.temporal}k + 1, width and height multiples of {multiple}."
-        )
-    if min(clip.frames, clip.height, clip.width) < 1:
-        raise UserError("A clip needs at least one frame and one pixel.")
-
-
 def render(facts: dict[str, Any]) -> str:
     """The same facts for people."""
     rows = [
@@ -169,10 +163,11 @@ def render(facts: dict[str, Any]) -> str:
         ("weights", f"{facts['bf16_bytes'] / 1e9:.2f} GB in bf16"),
     ]
     clip = facts["clip"]
-    latent = " x ".join(map(str, facts["latent_shape"]))
-    size = f"{clip['frames']} frames of {clip['width']} x {clip['height']}"
-    rows.append(("clip", f"{size} -> latent {latent}"))
-    if facts["family"] == "dit":
+    if "latent_shape" in facts:
+        latent = " x ".join(map(str, facts["latent_shape"]))
+        size = f"{clip['frames']} frames of {clip['width']} x {clip['height']}"
+        rows.append(("clip", f"{size} -> latent {latent}"))
+    if "tokens" in facts:
         memory, layout = facts["memory_per_gpu"], facts["layout"]
         grid = " x ".join(map(str, facts["token_grid"]))
         parallel = " with sequence parallel" if layout["sequence_parallel"] else ""
@@ -199,7 +194,7 @@ def render(facts: dict[str, Any]) -> str:
                 f"{memory['activation_bytes'] / 2**30:.1f} activations",
             ),
         ]
-    else:
+    if "codes" in facts:
         codes = facts["codes"]
         rows += [
             ("codes", f"{codes:,}" if codes else "continuous latents"),

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from components.lib.cosmos.compiler import has_compiler
-from components.lib.cosmos.dit import DiT, configure_blocks
+from components.lib.cosmos.dit.network import DiT, configure_blocks
 
 #: Parameters from which compiling pays within one video. The published models have 7e9 and 14e9.
 LARGE = 1_000_000_000
@@ -32,7 +32,7 @@ def speed_up_dit(model: DiT, compiled: bool | None = None) -> str:
 def speed_up_tokenizer(tokenizer: nn.Module) -> None:
     """Convert a tokenizer that is on a GPU to channels-last memory, in place."""
     # diffusers takes seconds to import
-    from components.lib.cosmos.channels_last import use_channels_last
+    from components.lib.cosmos.tokenizer.channels_last import use_channels_last
 
     if next(tokenizer.parameters()).is_cuda:
         use_channels_last(tokenizer)

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from components.lib.contract import Frozen, UserError
+from components.lib.cosmos.families import FamilyName
 
 if TYPE_CHECKING:
     import torch
 
-    from components.lib.cosmos.dit import DiT
-    from components.lib.cosmos.tokenizer import CosmosTokenizer
+    from components.lib.cosmos.dit.network import DiT
+    from components.lib.cosmos.tokenizer.network import CosmosTokenizer
     from components.lib.manifest import Manifest
     from components.lib.store import ObjectStore
 
@@ -34,7 +35,6 @@ CONFIG_NAME = "config.json"
 STEM = "model"
 SHARD_BYTES = 2 * 1024**3
 
-Family = Literal["dit", "tokenizer", "vgg16"]
 Weights = Mapping[str, "torch.Tensor"] | Iterable[tuple[str, "torch.Tensor"]]
 
 
@@ -42,7 +42,7 @@ class ModelConfig(Frozen):
     """What `config.json` of a canonical folder holds."""
 
     format: Literal["cosmos-pipelines/1"] = "cosmos-pipelines/1"
-    family: Family
+    family: FamilyName
     name: str
     config: dict[str, Any]
 
@@ -56,7 +56,7 @@ class TensorSpec(Frozen):
 
 def save_model_folder(
     folder: Path,
-    family: Family,
+    family: str,
     name: str,
     config: Mapping[str, Any] | Frozen,
     state_dict: Weights,
@@ -292,8 +292,8 @@ def load_dit(
     ``dtype`` None keeps the dtype of the file. Raises UserError for a folder of another family
     and for keys that do not match.
     """
-    from components.lib.cosmos.attention import choose
-    from components.lib.cosmos.dit import DiT, DiTConfig, configure_blocks
+    from components.lib.cosmos.dit.attention import choose
+    from components.lib.cosmos.dit.network import DiT, DiTConfig, configure_blocks
 
     model_config = _expect(folder, "dit")
     model = DiT(_parse(DiTConfig, model_config, folder), seed=None)
@@ -308,7 +308,7 @@ def load_tokenizer(
     folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> CosmosTokenizer:
     """The video tokenizer of a canonical folder with its latent statistics; else as `load_dit`."""
-    from components.lib.cosmos.tokenizer import CosmosTokenizer, TokenizerConfig
+    from components.lib.cosmos.tokenizer.network import CosmosTokenizer, TokenizerConfig
 
     model_config = _expect(folder, "tokenizer")
     model = CosmosTokenizer(_parse(TokenizerConfig, model_config, folder))
@@ -318,7 +318,7 @@ def load_tokenizer(
     return model.to(device).eval()
 
 
-def _expect(folder: Path, family: Family) -> ModelConfig:
+def _expect(folder: Path, family: str) -> ModelConfig:
     model_config = read_model_config(folder)
     if model_config.family != family:
         raise UserError(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import Any, Literal, NamedTuple
+
+from markupsafe import Markup
 
 from components.lib.contract import Frozen
 from components.lib.report.curves import Series
+from components.lib.report.templating import render
 from components.lib.report.trend import Array, smooth
 
 MAX_POINTS = 2400
@@ -138,21 +140,43 @@ class _Scale(NamedTuple):
         return self.start + (value - low) / ((high - low) or 1) * (self.end - self.start)
 
 
-def draw(chart: Chart) -> str:
+class _Drawn(NamedTuple):
+    """A line as the template draws it: (class, points of a polyline or ring), then dots."""
+
+    colour: int
+    shapes: list[tuple[str, str]]
+    dots: list[tuple[float, float]]
+
+
+def draw(chart: Chart) -> Markup:
     """The chart as an ``<svg>`` element; a word in it when there is nothing to draw."""
     lines = [line.model_copy(update={"series": line.series.finite()}) for line in chart.lines]
     lines = [line for line in lines if line.series.steps]
     width, height = chart.size
-    title = f"{chart.y_label} over {chart.x_label}"
-    head = (
-        f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}" preserveAspectRatio="xMidYMid meet">'
+    rows, columns, drawn = [], [], []
+    if lines:
+        x, y = _scales(chart, [line.series for line in lines])
+        rows = _marks(ticks(y.low, y.high, 5, log=y.log), y)
+        columns = _marks(ticks(x.low, x.high, width // 115), x)
+        drawn = [_line(line, x, y) for line in lines]
+    return render(
+        "chart.svg.j2",
+        width=width,
+        height=height,
+        left=LEFT,
+        right=width - RIGHT,
+        top=TOP,
+        base=height - BOTTOM,
+        x_label=chart.x_label,
+        y_label=chart.y_label,
+        rows=rows,
+        columns=columns,
+        lines=drawn,
     )
-    if not lines:
-        return f'{head}<text x="{width / 2}" y="{height / 2}" class="none">no values</text></svg>'
-    x, y = _scales(chart, [line.series for line in lines])
-    drawn = [_line(line, x, y) for line in lines]
-    return "".join([head, _axes(chart, x, y), *drawn, "</svg>"])
+
+
+def _marks(found: Ticks, scale: _Scale) -> list[tuple[float, str]]:
+    return [(scale(value), text) for value, text in zip(found.at, found.text, strict=True)]
 
 
 def _scales(chart: Chart, drawn: Sequence[Series]) -> tuple[_Scale, _Scale]:
@@ -177,36 +201,8 @@ def _scales(chart: Chart, drawn: Sequence[Series]) -> tuple[_Scale, _Scale]:
     )
 
 
-def _axes(chart: Chart, x: _Scale, y: _Scale) -> str:
-    width, height = chart.size
-    parts = []
-    rows = ticks(y.low, y.high, 5, log=y.log)
-    for value, text in zip(rows.at, rows.text, strict=True):
-        at = y(value)
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-            f'<text class="tick" x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text}</text>'
-        )
-    columns = ticks(x.low, x.high, width // 115)
-    for value, text in zip(columns.at, columns.text, strict=True):
-        parts.append(
-            f'<text class="tick" x="{x(value):.1f}" y="{height - BOTTOM + 18}" '
-            f'text-anchor="middle">{text}</text>'
-        )
-    middle = (LEFT + width - RIGHT) / 2
-    parts.append(
-        f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" '
-        f'y1="{height - BOTTOM}" y2="{height - BOTTOM}"/>'
-        f'<text class="label" x="{middle}" y="{height - 6}" text-anchor="middle">'
-        f"{escape(chart.x_label)}</text>"
-        f'<text class="label" transform="translate(14 {(TOP + height - BOTTOM) / 2}) rotate(-90)" '
-        f'text-anchor="middle">{escape(chart.y_label)}</text>'
-    )
-    return "".join(parts)
-
-
-def _line(line: Line, x: _Scale, y: _Scale) -> str:
-    colour = f"s{line.colour % 8}"
+def _line(line: Line, x: _Scale, y: _Scale) -> _Drawn:
+    colour = line.colour % 8
     series, kept = line.series, thin(line.series.values, 600)
 
     def points(
@@ -216,18 +212,15 @@ def _line(line: Line, x: _Scale, y: _Scale) -> str:
 
     raw = points(series.values)
     if line.style == "points" or len(raw) == 1:
-        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>' for a, b in raw)
-        return f'<g class="{colour}">{_path(raw, "dash")}{dots}</g>'
+        return _Drawn(colour, [("dash", _joined(raw))], raw)
     if not line.trend or len(raw) < 3:
-        return f'<g class="{colour}">{_path(raw, "main")}</g>'
+        return _Drawn(colour, [("main", _joined(raw))], [])
     trend = smooth(series.values)
     lower = points(trend.low, y.low if y.log else -math.inf)
-    ring = " ".join(f"{a:.1f},{b:.1f}" for a, b in [*points(trend.high), *reversed(lower)])
-    return (
-        f'<g class="{colour}">{_path(raw, "raw")}<polygon class="band" points="{ring}"/>'
-        f"{_path(points(trend.mean), 'main')}</g>"
-    )
+    ring = [*points(trend.high), *reversed(lower)]
+    shapes = [("raw", raw), ("band", ring), ("main", points(trend.mean))]
+    return _Drawn(colour, [(name, _joined(corners)) for name, corners in shapes], [])
 
 
-def _path(points: Sequence[tuple[float, float]], name: str) -> str:
-    return f'<polyline class="{name}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>'
+def _joined(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in points)

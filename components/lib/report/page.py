@@ -4,23 +4,23 @@ KFP shows a report through ``srcdoc`` in an iframe that may only run scripts: no
 cookies, no links to ``#section`` (they would resolve against the page around it). Everything is
 therefore inline, and everything but the charts' hover and zoom works with scripts switched off.
 
-All text given to these functions is plain text and is escaped here; only `Fragment` values, which
-the functions of this module return, are markup.
+All text given to these functions is plain text, which the templates escape; only `Markup` values,
+which the functions of this module return, go into the page as they are.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Sequence
-from html import escape
 from importlib.resources import files
-from typing import Literal, NewType
+from typing import Literal
+
+from markupsafe import Markup
 
 from components.lib.contract import Frozen
 from components.lib.report.chart import Chart, chart_data, draw
+from components.lib.report.templating import part, render
 
-Fragment = NewType("Fragment", str)
 Mood = Literal["", "good", "bad", "warn"]
 
 
@@ -49,62 +49,48 @@ class Cell(Frozen):
     mood: Mood = ""
 
 
-def text(value: str) -> Fragment:
+def text(value: str) -> Markup:
     """A paragraph."""
-    return Fragment(f"<p>{escape(value)}</p>")
+    return part("text", value=value)
 
 
-def heading(value: str) -> Fragment:
+def heading(value: str) -> Markup:
     """A heading inside a section."""
-    return Fragment(f"<h3>{escape(value)}</h3>")
+    return part("heading", value=value)
 
 
-def badge(value: str, mood: Mood = "") -> Fragment:
+def badge(value: str, mood: Mood = "") -> Markup:
     """A word on coloured ground."""
-    return Fragment(f'<span class="badge {mood}">{escape(value)}</span>')
+    return part("badge", value=value, mood=mood)
 
 
-def verdict_line(word: str, sentence: str, mood: Mood) -> Fragment:
+def verdict_line(word: str, sentence: str, mood: Mood) -> Markup:
     """A badge and the sentence behind it."""
-    return Fragment(f"<p>{badge(word, mood)} {escape(sentence)}</p>")
+    return part("verdict_line", word=word, sentence=sentence, mood=mood)
 
 
-def section(title: str, *parts: Fragment) -> Fragment:
+def section(title: str, *parts: Markup) -> Markup:
     """A titled card; empty parts leave no trace, and a section of nothing else vanishes."""
-    body = "".join(parts)
-    if not body:
-        return Fragment("")
-    return Fragment(f"<section><h2>{escape(title)}</h2>{body}</section>")
+    return part("section", title=title, parts=parts) if any(parts) else Markup("")
 
 
-def folded(summary: str, *parts: Fragment) -> Fragment:
+def folded(summary: str, *parts: Markup) -> Markup:
     """Content that is closed until clicked; works without scripts."""
-    return Fragment(f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>")
+    return part("folded", summary=summary, parts=parts)
 
 
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str | float | int | Cell | None]]
-) -> Fragment:
+) -> Markup:
     """A table that sorts when a heading is clicked. Numbers are right-aligned."""
     drawn = [[_cell(value) for value in row] for row in rows]
     if not drawn:
-        return Fragment("")
+        return Markup("")
     numeric = [
         all(row[i].sort is not None or row[i].text in ("", "–") for row in drawn)
         for i in range(len(columns))
     ]
-    head = "".join(
-        f"<th{' class=n' if numeric[i] else ''}>{escape(name)}</th>"
-        for i, name in enumerate(columns)
-    )
-    body = "".join(
-        "<tr>" + "".join(_data(cell, numeric=numeric[i]) for i, cell in enumerate(row)) + "</tr>"
-        for row in drawn
-    )
-    return Fragment(
-        '<div class="table"><table class="sortable">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return part("table", columns=columns, numeric=numeric, rows=drawn)
 
 
 def _cell(value: str | float | int | Cell | None) -> Cell:
@@ -121,97 +107,61 @@ def _cell(value: str | float | int | Cell | None) -> Cell:
     return Cell(text=value)
 
 
-def _data(cell: Cell, *, numeric: bool) -> str:
-    sort = f' data-value="{cell.sort!r}"' if cell.sort is not None else ""
-    shown = escape(cell.text)
-    if cell.mood:
-        shown = f'<span class="{cell.mood}">{shown}</span>'
-    return f'<td class="{"n" if numeric else "wide"}"{sort}>{shown}</td>'
-
-
-def gallery(pictures: Iterable[Picture], *, cell: int = 480) -> Fragment:
+def gallery(pictures: Iterable[Picture], *, cell: int = 480) -> Markup:
     """Pictures and videos in columns of at least ``cell`` pixels."""
-    drawn = []
-    for picture in pictures:
-        source = f"data:{picture.media};base64,{base64.b64encode(picture.data).decode()}"
-        caption = escape(picture.caption)
-        if picture.media == "video/mp4":
-            shown = (
-                f'<video controls loop muted playsinline preload="metadata" src="{source}" '
-                f'aria-label="{caption}"></video>'
-            )
-        else:
-            shown = f'<img src="{source}" alt="{caption}">'
-        drawn.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
-    if not drawn:
-        return Fragment("")
-    return Fragment(f'<div class="gallery" style="--cell:{cell}px">{"".join(drawn)}</div>')
+    drawn = [
+        {
+            "media": picture.media,
+            "caption": picture.caption,
+            "source": f"data:{picture.media};base64,{base64.b64encode(picture.data).decode()}",
+        }
+        for picture in pictures
+    ]
+    return part("gallery", pictures=drawn, cell=cell) if drawn else Markup("")
 
 
-def figure(chart: Chart) -> Fragment:
+def figure(chart: Chart) -> Markup:
     """A chart with its legend. Give the same chart to `page` to make it live."""
-    keys = "".join(
-        f'<span class="key {line.style}"><i class="s{line.colour % 8}"></i>'
-        f"{escape(line.name)}</span>"
-        for line in chart.lines
-    )
     # One line that is named as the axis needs no key.
     needless = len(chart.lines) == 1 and chart.lines[0].name == chart.y_label
-    legend = "" if needless else f'<div class="legend">{keys}</div>'
-    return Fragment(
-        f'<figure class="chart" data-chart="{escape(chart.key)}">{legend}{draw(chart)}</figure>'
-    )
+    keys = [(line.style, line.colour % 8, line.name) for line in chart.lines]
+    return part("figure", key=chart.key, keys=None if needless else keys, drawing=draw(chart))
 
 
-def pair(charts: Sequence[Chart]) -> Fragment:
+def pair(charts: Sequence[Chart]) -> Markup:
     """Charts in two columns where there is room, each under its own heading."""
-    drawn = "".join(f"<div>{heading(chart.y_label)}{figure(chart)}</div>" for chart in charts)
-    return Fragment(f'<div class="pair">{drawn}</div>') if drawn else Fragment("")
+    figures = [(chart.y_label, figure(chart)) for chart in charts]
+    return part("pair", figures=figures) if figures else Markup("")
 
 
-def chain(items: Iterable[tuple[str, str]]) -> Fragment:
+def chain(items: Iterable[tuple[str, str]]) -> Markup:
     """A vertical chain of steps: a bold name and what is to be said about it."""
-    drawn = "".join(
-        f"<li><b>{escape(name)}</b><br><span class=note>{escape(about)}</span></li>"
-        for name, about in items
-    )
-    return Fragment(f'<ul class="chain">{drawn}</ul>') if drawn else Fragment("")
+    steps = list(items)
+    return part("chain", items=steps) if steps else Markup("")
 
 
 def page(
     *,
     title: str,
     about: str,
-    headline: Sequence[Fragment],
+    headline: Sequence[Markup],
     tiles: Sequence[Tile],
-    sections: Sequence[Fragment],
+    sections: Sequence[Markup],
     charts: Sequence[Chart],
     footer: str = "",
 ) -> bytes:
     """The finished file, UTF-8."""
     assets = files("components.lib.report")
-    style = assets.joinpath("page.css").read_text(encoding="utf-8")
-    script = assets.joinpath("page.js").read_text(encoding="utf-8")
-    # "</script>" inside a JSON string would end the element; "\/" means the same to JSON.
-    data = json.dumps({chart.key: chart_data(chart) for chart in charts}, allow_nan=False)
-    data = data.replace("</", "<\\/").replace("<!--", "<\\u0021--")
-    drawn = "".join(
-        f'<div class="tile"><div class="name">{escape(tile.name)}</div>'
-        f'<div class="value {tile.mood}">{escape(tile.value)}</div>'
-        f'<div class="note">{escape(tile.note)}</div></div>'
-        for tile in tiles
+    content = render(
+        "page.html.j2",
+        title=title,
+        about=about,
+        headline=headline,
+        tiles=tiles,
+        sections=sections,
+        charts={chart.key: chart_data(chart) for chart in charts},
+        footer=footer,
+        style=assets.joinpath("page.css").read_text(encoding="utf-8"),
+        script=assets.joinpath("page.js").read_text(encoding="utf-8"),
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # An empty icon: without one a browser asks the server for /favicon.ico.
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
-        f"<style>{style}</style></head>"
-        f'<body><header class="top"><h1>{escape(title)}</h1>'
-        f'<div class="about">{escape(about)}</div></header><nav></nav>'
-        f'<main><div class="headline">{"".join(headline)}</div>'
-        f'<div class="tiles">{drawn}</div>{"".join(sections)}</main>'
-        f"<footer>{escape(footer)}</footer>"
-        f'<script type="application/json" id="charts">{data}</script>'
-        f"<script>{script}</script></body></html>\n"
-    ).encode()
+    return f"{content}\n".encode()

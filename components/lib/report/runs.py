@@ -10,11 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from components.lib.contract import Frozen
 from components.lib.report.chart import Chart, Line
 from components.lib.report.curves import VALIDATION, Run, Series
 from components.lib.report.page import (
-    Fragment,
     Mood,
     Tile,
     figure,
@@ -25,7 +26,7 @@ from components.lib.report.page import (
     text,
     verdict_line,
 )
-from components.lib.report.trend import Verdict, judge
+from components.lib.report.trend import Verdict, read_trend
 
 MOODS: dict[str, Mood] = {
     "falling": "good",
@@ -55,10 +56,10 @@ class Judged(Frozen):
 
 def judge_runs(runs: Sequence[Run]) -> list[Judged]:
     """Verdicts, in the order of ``runs``."""
-    return [Judged(run=run, verdict=judge(run.get("loss"))) for run in runs]
+    return [Judged(run=run, verdict=read_trend(run.get("loss"))) for run in runs]
 
 
-def headline(judged: Sequence[Judged]) -> list[Fragment]:
+def headline(judged: Sequence[Judged]) -> list[Markup]:
     """One line per run: the word and the sentence."""
     lines = []
     for item in judged:
@@ -186,7 +187,7 @@ def _shared(runs: Sequence[Run], key: str, label: str, split: str, *, log: bool)
     return Chart(key=f"{split}-{key}", lines=lines, y_label=label, log=log, compact=True)
 
 
-def curve_sections(runs: Sequence[Run]) -> tuple[list[Fragment], list[Chart]]:
+def curve_sections(runs: Sequence[Run]) -> tuple[list[Markup], list[Chart]]:
     """Loss, held-out quantities and rates as sections, and their charts."""
     loss, held, rates = charts(runs)
     caption = (
@@ -199,12 +200,12 @@ def curve_sections(runs: Sequence[Run]) -> tuple[list[Fragment], list[Chart]]:
     return parts, [loss, *held, *rates]
 
 
-def settings_section(runs: Sequence[Run]) -> Fragment:
+def settings_section(runs: Sequence[Run]) -> Markup:
     """Settings of the runs; with several runs, first those that differ."""
     flat = [flatten(run.settings) for run in runs]
     keys = sorted({key for settings in flat for key in settings})
     if not keys:
-        return Fragment("")
+        return Markup("")
     names = ["setting", *(run.name for run in runs)] if len(runs) > 1 else ["setting", "value"]
 
     def rows(wanted: Sequence[str]) -> list[list[str]]:
@@ -216,7 +217,7 @@ def settings_section(runs: Sequence[Run]) -> Fragment:
     same = [key for key in keys if key not in differing]
     first = table(names, rows(differing)) if differing else text("The runs have equal settings.")
     rest = folded(f"{len(same)} equal settings", table(names, rows(same)))
-    return section("Settings", first, rest if same else Fragment(""))
+    return section("Settings", first, rest if same else Markup(""))
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -243,10 +244,10 @@ def _readable(value: Any) -> str:
     return str(value) if value != {} else "none"
 
 
-def compare_table(judged: Sequence[Judged]) -> Fragment:
+def compare_table(judged: Sequence[Judged]) -> Markup:
     """Several runs side by side in numbers."""
     if len(judged) < 2:
-        return Fragment("")
+        return Markup("")
     columns = (
         "run", "verdict", "steps", "loss, first tenth", "loss, last tenth",
         "validation, last", "validation, best", "s per step", "MFU",

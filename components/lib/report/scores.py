@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from components.lib.contract import Frozen, UserError
 from components.lib.manifest import Manifest, digest_json
 
-Role = Literal["base", "candidate", "production"]
+ModelRole = Literal["base", "candidate", "production"]
 Better = Literal["lower", "higher"]
 FILE_NAME = "evaluation.json"
 HELD_OUT, OLD = "held-out", "old"
@@ -45,16 +45,16 @@ class Evaluation(Frozen):
     """Everything an evaluation found. ``sets`` is set name -> role -> clips."""
 
     schema_version: Literal[1] = 1
-    family: Literal["dit", "tokenizer"]
+    family: str
     metric: str
     better: Better
-    models: dict[Role, ModelRef]
-    sets: dict[str, dict[Role, tuple[ClipScore, ...]]]
+    models: dict[ModelRole, ModelRef]
+    sets: dict[str, dict[ModelRole, tuple[ClipScore, ...]]]
     same_video: bool = False
     notes: tuple[str, ...] = ()
     scalars: dict[str, float] = {}
 
-    def clips(self, role: Role, name: str = HELD_OUT) -> tuple[ClipScore, ...]:
+    def clips(self, role: ModelRole, name: str = HELD_OUT) -> tuple[ClipScore, ...]:
         """Measurements of one model on one set; empty when it was not measured there."""
         return self.sets.get(name, {}).get(role, ())
 

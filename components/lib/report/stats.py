@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -144,58 +143,13 @@ def _p_value(mean: float, error: float, freedom: int) -> float:
     if error == 0:
         # Every unit changed by the same amount: no doubt left, unless that amount is nothing.
         return 0.0 if mean > 0 else 1.0
-    return 1 - t_distribution(mean / error, freedom)
+    from scipy.special import stdtr
+
+    return float(stdtr(freedom, -mean / error))
 
 
-def t_distribution(t: float, freedom: float) -> float:
-    """P(T <= t) of Student's distribution."""
-    total = freedom + t * t
-    tail = 0.5 * _incomplete_beta(freedom / total, t * t / total, freedom / 2, 0.5)
-    return 1 - tail if t > 0 else tail
-
-
-@cache
 def t_quantile(probability: float, freedom: float) -> float:
-    """The t with P(T <= t) = probability, for probabilities between 0 and 1."""
-    if probability < 0.5:
-        return -t_quantile(1 - probability, freedom)
-    low, high = 0.0, 1.0
-    while t_distribution(high, freedom) < probability:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if t_distribution(middle, freedom) < probability:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    """The t with P(T <= t) = probability of Student's distribution."""
+    from scipy.special import stdtrit
 
-
-def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function, by Lentz's continued fraction.
-
-    ``rest`` is 1 - x; it is given apart because it may be too small for 1 - x to hold its digits.
-    """
-    if x <= 0 or rest <= 0:
-        return 0.0 if x <= 0 else 1.0
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _incomplete_beta(rest, x, b, a)
-    log = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    front = math.exp(log + a * math.log(x) + b * math.log(rest)) / a
-    tiny = 1e-300
-    c, d = 1.0, 1 / max(1 - (a + b) * x / (a + 1), tiny)
-    fraction = d
-    for m in range(1, 1000):
-        for numerator in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 + numerator * d
-            d = 1 / (d if abs(d) > tiny else tiny)
-            c = 1 + numerator / c
-            c = c if abs(c) > tiny else tiny
-            step = c * d
-            fraction *= step
-        if abs(step - 1) < 1e-15:
-            break
-    return front * fraction
+    return float(stdtrit(freedom, probability))

@@ -87,7 +87,7 @@ class _Change(NamedTuple):
         return abs(self.value) > Z * self.error
 
 
-def judge(series: Series) -> Verdict:
+def read_trend(series: Series) -> Verdict:
     """Verdict on a loss curve. Accepts NaN and infinite values, which count as divergence."""
     raw = np.asarray(series.values, dtype=np.float64)
     bad = int(np.sum(~np.isfinite(raw)))

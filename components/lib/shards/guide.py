@@ -78,17 +78,17 @@ def list_guide_samples(names: Iterable[str]) -> list[int]:
 
     Raises UserError when a sample lacks one of its four files.
     """
-    found: dict[int, set[str]] = {}
+    parts_of: dict[int, set[str]] = {}
     for name in names:
         stem, _, part = PurePosixPath(name).name.partition(".")
         if stem.isdecimal() and part in PARTS:
-            found.setdefault(int(stem), set()).add(part)
-    for number, parts in sorted(found.items()):
+            parts_of.setdefault(int(stem), set()).add(part)
+    for number, parts in sorted(parts_of.items()):
         if missing := sorted(set(PARTS) - parts):
             raise UserError(
                 f"Sample {number} of the guide layout has no file {number}.{missing[0]}."
             )
-    return sorted(found)
+    return sorted(parts_of)
 
 
 def read_guide_sample(folder: Path, index: int) -> GuideSample:

@@ -167,6 +167,8 @@ def scan_shard(stream: BinaryIO) -> list[SamplePlace]:
     places: list[SamplePlace] = []
     with _reading(stream, "r:") as archive:
         for member in archive:
+            if member.isdir():  # `tar` writes one for each folder
+                continue
             key, ext = _split_name(member, archive.name)
             part = PartPlace(ext, member.offset_data, member.size)
             end = member.offset_data + _padded(member.size)
@@ -177,6 +179,29 @@ def scan_shard(stream: BinaryIO) -> list[SamplePlace]:
             else:
                 places.append(SamplePlace(key, member.offset, end - member.offset, (part,)))
     return places
+
+
+class IndexedShard:
+    """Random access to the samples of a local shard. Raises UserError as `scan_shard` does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as stream:
+            self.samples = scan_shard(stream)
+
+    def size(self, index: int) -> int:
+        """Bytes of all parts of sample ``index``."""
+        return sum(part.bytes for part in self.samples[index].parts)
+
+    def read(self, index: int) -> tuple[str, dict[str, bytes]]:
+        """(key, extension -> bytes) of sample ``index``."""
+        sample = self.samples[index]
+        parts = {}
+        with self.path.open("rb") as stream:
+            for part in sample.parts:
+                stream.seek(part.offset)
+                parts[part.name] = stream.read(part.bytes)
+        return sample.key, parts
 
 
 def iter_samples(
@@ -191,6 +216,8 @@ def iter_samples(
     parts: dict[str, bytes] = {}
     with _reading(stream, "r|") as archive:
         for member in archive:
+            if member.isdir():
+                continue
             here, ext = _split_name(member, archive.name)
             if member.size > max_part_bytes:
                 raise UserError(

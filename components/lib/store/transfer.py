@@ -38,7 +38,7 @@ T = TypeVar("T")
 MakeHeaders = Callable[[str, int], dict[str, str]]
 
 
-class Source(Protocol):
+class UploadSource(Protocol):
     """Bytes to upload."""
 
     size: int
@@ -106,7 +106,7 @@ class FileSource:
 
 def upload(
     session: Session,
-    source: Source,
+    source: UploadSource,
     uri: str,
     make_headers: MakeHeaders,
 ) -> tuple[str, str]:
@@ -134,7 +134,7 @@ def upload(
     )
 
 
-def hash_source(source: Source) -> str:
+def hash_source(source: UploadSource) -> str:
     """sha256 of everything in ``source``, in hex."""
     digest = hashlib.sha256()
     for start in range(0, source.size, _PIECE):
@@ -143,7 +143,7 @@ def hash_source(source: Source) -> str:
 
 
 def _send_whole(
-    session: Session, source: Source, uri: str, make_headers: MakeHeaders
+    session: Session, source: UploadSource, uri: str, make_headers: MakeHeaders
 ) -> tuple[str, str]:
     body = source.read(0, source.size)
     digest = hashlib.sha256(body).hexdigest()
@@ -151,7 +151,7 @@ def _send_whole(
         return digest, session.put(uri, body, digest, make_headers(digest, source.size))
 
 
-def _send_parts(session: Session, source: Source, uri: str, headers: dict[str, str]) -> None:
+def _send_parts(session: Session, source: UploadSource, uri: str, headers: dict[str, str]) -> None:
     size = max(PART, -(-source.size // MAX_PARTS))
     upload_id = session.start_upload(uri, headers)
 
@@ -236,7 +236,7 @@ def _fetch(session: Session, info: ObjectInfo, fd: int, response: object) -> str
     try:
         with session.interruptible():
             if first:
-                session.copy_range(uri, 0, first, etag, _placed(fd, 0, digest), response)
+                session.copy_range(uri, 0, first, etag, _placed(fd, 0, digest.update), response)
             for start, future in zip(starts, rest, strict=True):
                 future.result()
                 end = min(start + SPAN, info.bytes)
@@ -248,14 +248,14 @@ def _fetch(session: Session, info: ObjectInfo, fd: int, response: object) -> str
     return digest.hexdigest()
 
 
-def _placed(fd: int, start: int, digest: hashlib._Hash | None) -> Sink:
+def _placed(fd: int, start: int, hash_piece: Sink | None) -> Sink:
     """A sink that writes its pieces one after another from ``start`` on, and hashes them."""
     at = start
 
     def place(piece: memoryview) -> None:
         nonlocal at
-        if digest is not None:
-            digest.update(piece)
+        if hash_piece is not None:
+            hash_piece(piece)
         while piece:
             count = os.pwrite(fd, piece, at)
             at += count

@@ -19,22 +19,22 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from components.lib.contract import UserError
-from components.lib.train.batches import Batch, shared_batch
-from components.lib.train.config import DiffusionConfig, TokenizerConfig
-from components.lib.train.gradients import (
+from components.lib.train.data.batches import Batch, shared_batch
+from components.lib.train.data.loader import Loader
+from components.lib.train.data.sampler import Sampler, numbers_of
+from components.lib.train.loss_guard import LossGuard
+from components.lib.train.memory.host_copies import HostCopies
+from components.lib.train.memory.optimizer_offload import OptimizerOffload
+from components.lib.train.parallel.gradients import (
     average_over_replicas,
     clip,
     complete_partial_gradients,
     global_norm,
 )
-from components.lib.train.guard import LossGuard
-from components.lib.train.layout import Layout, global_view, local_part
-from components.lib.train.loader import Loader
-from components.lib.train.order import SampleOrder, numbers_of
+from components.lib.train.parallel.layout import ParallelLayout, global_view, local_part
 from components.lib.train.schedule import learning_rate
-from components.lib.train.staging import HostCopies
-from components.lib.train.task import Task
-from components.lib.train.waiting import WaitingState
+from components.lib.train.settings.config import TrainConfig
+from components.lib.train.tasks.task import TrainingTask
 
 # Dense bf16 peak of one device, FLOP/s, by a part of its name.
 PEAKS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "B200": 2250e12}
@@ -44,7 +44,10 @@ class Engine:
     """Model, optimizer and position of one run on this rank."""
 
     def __init__(
-        self, config: DiffusionConfig | TokenizerConfig, layout: Layout, task: Task
+        self,
+        config: TrainConfig,
+        layout: ParallelLayout,
+        task: TrainingTask,
     ) -> None:
         self.config, self.layout, self.task = config, layout, task
         self.step = 0
@@ -62,14 +65,14 @@ class Engine:
         if config.trainer.ema_decay:
             self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.copies = HostCopies(layout.device)
-        self.waiting: WaitingState | None = None
+        self.optimizer_offload: OptimizerOffload | None = None
         self._prepared = False
         self._loader: Loader[Batch] | None = None
 
     def start_data(self) -> None:
         """Begin to read ahead from the current position."""
         data = self.config.data
-        order = SampleOrder(
+        order = Sampler(
             self.task.train_counts(),
             seed=data.seed,
             window=data.shuffle_shards,
@@ -132,8 +135,8 @@ class Engine:
             amount, flops, unit = amount + work.amount, flops + work.forward_flops, work.unit
             for name, value in {"loss": loss, **parts}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / self.micro_steps
-        if self.waiting is not None:
-            self.waiting.be_here()
+        if self.optimizer_offload is not None:
+            self.optimizer_offload.fetch()
         average_over_replicas(self.parameters.values(), self.layout)
         complete_partial_gradients(self.parameters, self.task.partial_names(), self.layout)
         norm = global_norm(self.parameters.values(), self.layout)
@@ -146,7 +149,7 @@ class Engine:
         clip(self.parameters.values(), norm, self.config.trainer.gradient_clip_val)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.copies.hold_back()
+        self.copies.fence()
         (apply or self.optimizer.step)()
         self._update_ema()
         self.step += 1
@@ -170,21 +173,21 @@ class Engine:
     def _before_pass(self, batch: Batch, micro_step: int) -> None:
         if not self._prepared:
             self._prepared = True
-            if self.task.prepare(batch, self.micro_steps):
-                self.waiting = self._waiting_state()
-        if self.waiting is not None:
-            self.waiting.returns = micro_step == self.micro_steps - 1
-            self.waiting.leave()
+            if self.task.prepare(batch, self.micro_steps).optimizer_offloaded:
+                self.optimizer_offload = self._offload_optimizer()
+        if self.optimizer_offload is not None:
+            self.optimizer_offload.returns = micro_step == self.micro_steps - 1
+            self.optimizer_offload.evict()
 
-    def _waiting_state(self) -> WaitingState:
+    def _offload_optimizer(self) -> OptimizerOffload:
         units = self.task.units()
         owner = {id(p): number for number, unit in enumerate(units) for p in unit.parameters()}
         state: list[dict[str, torch.Tensor]] = [{} for _ in units]
-        for kind, name, value in self._held():
+        for kind, name, value in self._checkpointed():
             number = owner.get(id(self.parameters[name]))
             if kind != "model" and number is not None:
                 state[number][f"{kind}.{name}"] = local_part(value)
-        return WaitingState(units, state, self.layout.device, self.copies.stream)
+        return OptimizerOffload(units, state, self.layout.device, self.copies.stream)
 
     def _mean_over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
         names = sorted(totals)
@@ -218,23 +221,23 @@ class Engine:
         They are valid after ``copies.wait()`` and until the next call, whatever training does.
         """
         views: dict[str, torch.Tensor] = {}
-        if self.waiting is not None:
-            self.waiting.be_here()  # a step may have ended early
+        if self.optimizer_offload is not None:
+            self.optimizer_offload.fetch()  # a step may have ended early
         self.copies.begin()
-        for kind, name, value in self._held():
+        for kind, name, value in self._checkpointed():
             parameter = self.parameters[name]
             key = f"{kind}.{name}"
-            local = self.copies.take(key, local_part(value))
+            local = self.copies.copy_out(key, local_part(value))
             views[key] = global_view(local, parameter, self.layout, self.task.shard_dim(name))
         self.copies.end()
         return views
 
     def prepare_saves(self) -> None:
         """Allocate the host buffers of checkpoints, which on a GPU takes seconds, before a step."""
-        for kind, name, value in self._held():
+        for kind, name, value in self._checkpointed():
             self.copies.prepare(f"{kind}.{name}", local_part(value))
 
-    def _held(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+    def _checkpointed(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """(kind, name, tensor) of everything that a checkpoint holds."""
         for name, parameter in self.parameters.items():
             first, second = self._moments(parameter)
@@ -247,7 +250,7 @@ class Engine:
     def load_tensors(self, views: dict[str, torch.Tensor]) -> None:
         """Take over what a checkpoint load has filled in (the inverse of `tensors`)."""
         with torch.no_grad():
-            for kind, name, value in self._held():
+            for kind, name, value in self._checkpointed():
                 local_part(value).copy_(local_part(views[f"{kind}.{name}"]))
 
     def _moments(self, parameter: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor]:
@@ -291,7 +294,7 @@ class Engine:
             self.optimizer.state[parameter]["step"].fill_(float(self.step))
 
 
-def _micro_steps(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> int:
+def _micro_steps(config: TrainConfig, layout: ParallelLayout) -> int:
     wanted, per_pass = config.data.global_batch_size, config.data.micro_batch_size * layout.dp
     if wanted == 0:
         return config.trainer.accumulate_grad_batches
@@ -303,9 +306,7 @@ def _micro_steps(config: DiffusionConfig | TokenizerConfig, layout: Layout) -> i
     return wanted // per_pass
 
 
-def _adamw(
-    config: DiffusionConfig | TokenizerConfig, parameters: dict[str, nn.Parameter]
-) -> torch.optim.AdamW:
+def _adamw(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.AdamW:
     settings = config.optim.config
     # One group per mesh: the fused kernels take lists of tensors that share one.
     groups: dict[tuple[bool, int], dict[str, Any]] = {}

@@ -25,16 +25,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
-from components.lib.train.layout import Layout
 from components.lib.train.loggers import Sink, wandb_project
+from components.lib.train.parallel.layout import ParallelLayout
 from components.lib.train.session import Session
-from components.lib.train.setup import AnyConfig
+from components.lib.train.settings.config import TrainConfig
 
 
 class CoreStrategy(ModelParallelStrategy):
     """Lightning's model-parallel strategy over groups and shards that the core has made."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: ParallelLayout) -> None:
         super().__init__(data_parallel_size=layout.dp, tensor_parallel_size=layout.tp)
         self.layout = layout
 
@@ -106,7 +106,7 @@ class _Steps(IterableDataset[int]):
 class LightningLoop:
     """Trainer and exp_manager of one run."""
 
-    def __init__(self, config: AnyConfig, layout: Layout) -> None:
+    def __init__(self, config: TrainConfig, layout: ParallelLayout) -> None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.trainer = Trainer(
             accelerator="gpu" if layout.device.type == "cuda" else "cpu",
@@ -146,7 +146,7 @@ class LightningLoop:
             logger.log_metrics({f"{split}/{name}": v for name, v in values.items()}, step=step)
 
 
-def _exp_manager(trainer: Trainer, config: AnyConfig) -> None:
+def _exp_manager(trainer: Trainer, config: TrainConfig) -> None:
     from nemo.utils import logging as nemo_logging
     from nemo.utils.exp_manager import exp_manager
 

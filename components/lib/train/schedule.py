@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from components.lib.train.config import OptimConfig
+from components.lib.train.settings.config import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, step: int, max_steps: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -21,17 +22,24 @@ import torch.distributed as dist
 
 from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
+from components.lib.run_files import RESULT, SETTINGS
 from components.lib.store import ObjectStore
-from components.lib.train.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
+from components.lib.train.checkpoint.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
+from components.lib.train.checkpoint.storage import (
+    FolderManifest,
+    FolderStorage,
+    ObjectStorage,
+    Storage,
+)
 from components.lib.train.engine import Engine
 from components.lib.train.loggers import MetricsLog, Sink
-from components.lib.train.places import FolderManifest, LocalPlace, Place, StorePlace
-from components.lib.train.setup import AnyConfig, local_rank, versions
-from components.lib.train.weights import gather_weights
+from components.lib.train.parallel.weights import gather_weights
+from components.lib.train.settings.config import TrainConfig
+from components.lib.train.setup import versions
+from components.lib.train.starting import local_rank
+from components.lib.training_progress import PROGRESS_VARIABLE, TrainingProgress
 
 log = logging.getLogger("cosmos.train")
-SETTINGS = "settings.json"
-RESULT = "run.json"
 
 
 class Preempted(Exception):
@@ -43,19 +51,19 @@ class Session:
 
     def __init__(
         self,
-        config: AnyConfig,
+        config: TrainConfig,
         engine: Engine,
         store: ObjectStore | None,
         sinks: Sequence[Sink] = (),
     ) -> None:
         self.config, self.engine, self.layout = config, engine, engine.layout
         self.log_dir = Path(config.log.log_dir)
-        self.place: Place = LocalPlace(self.log_dir / "run")
+        self.storage: Storage = FolderStorage(self.log_dir / "run")
         if config.log.store_uri:
             assert store is not None
-            self.place = StorePlace(store, config.log.store_uri)
+            self.storage = ObjectStorage(store, config.log.store_uri)
         self.checkpoints = Checkpoints(
-            self.place, self.layout, config.log.ckpt, self.log_dir / "checkpoints"
+            self.storage, self.layout, config.log.ckpt, self.log_dir / "checkpoints"
         )
         self.settings = {
             "config": config.model_dump(mode="json"),
@@ -84,7 +92,7 @@ class Session:
         """Resume if there is something to resume, then begin to read data."""
         signal.signal(signal.SIGTERM, self.on_sigterm)
         if self.layout.is_main:
-            self.place.put_text(SETTINGS, json.dumps(self.settings, indent=1))
+            self.storage.put_text(SETTINGS, json.dumps(self.settings, indent=1))
         if self.config.resume.resume_if_exists:
             self._resume()
         self._first_step = self.engine.step
@@ -126,10 +134,10 @@ class Session:
             dist.barrier(group=self._control)
             return
         assert self.metrics is not None
-        files.append(self.place.put_text(METRICS, self.metrics.text()))
-        files.append(self.place.put_text(SETTINGS, json.dumps(self.settings, indent=1)))
+        files.append(self.storage.put_text(METRICS, self.metrics.text()))
+        files.append(self.storage.put_text(SETTINGS, json.dumps(self.settings, indent=1)))
         for path in sorted((self.log_dir / "logs").glob("events.out.tfevents.*")):
-            files.append(self.place.put(path, f"tensorboard/{path.name}"))
+            files.append(self.storage.put(path, f"tensorboard/{path.name}"))
         result = {
             "files": [entry.model_dump(mode="json") for entry in files],
             "steps": self.engine.step,
@@ -138,13 +146,13 @@ class Session:
             "run": self.settings["run"],
             "seconds": time.monotonic() - self._began,
         }
-        self.place.put_text(RESULT, json.dumps(result, indent=1))
+        self.storage.put_text(RESULT, json.dumps(result, indent=1))
         dist.barrier(group=self._control)
 
     def _resume(self) -> None:
         folder, damage = "", ""
-        while (found := self.checkpoints.newest(before=folder)) is not None:
-            folder, manifest = found
+        while (newest := self.checkpoints.newest(before=folder)) is not None:
+            folder, manifest = newest
             began = time.monotonic()
             try:
                 text = self._read(folder, manifest)
@@ -177,15 +185,15 @@ class Session:
 
     def _take_best(self) -> int:
         """Put the weights of the best checkpoint in place. Returns its step."""
-        found = self.checkpoints.best()
-        if found is None:
+        best = self.checkpoints.best()
+        if best is None:
             if self.layout.is_main:
                 log.warning(
                     "no checkpoint fell on a validation, so the last weights become the model: "
                     "make log.ckpt.every_n_train_steps a multiple of trainer.val_check_interval"
                 )
             return self.engine.step
-        folder, manifest = found
+        folder, manifest = best
         step = int(manifest.state["step"])
         if step != self.engine.step:
             try:
@@ -207,7 +215,11 @@ class Session:
         self.metrics.write(step, "train", values)
         done = step - self._first_step
         left = (time.monotonic() - self._began) / max(done, 1) * (self.max_steps - step)
-        log.info("step %d/%d, loss %.4f, %.0f s left", step, self.max_steps, values["loss"], left)
+        progress = TrainingProgress(
+            step=step, max_steps=self.max_steps, loss=values["loss"], eta_seconds=round(left, 1)
+        )
+        asked = PROGRESS_VARIABLE in os.environ
+        log.info("%s", progress.line() if asked else progress.words())
 
     def _validate(self) -> None:
         step = self.engine.step
@@ -216,7 +228,7 @@ class Session:
         self.engine.reshard()
         self._validated = (step, values["loss"])
         for path in sorted(pictures.glob("*.png")) if local_rank() == 0 else []:
-            self.place.put(path, f"pictures/step-{step:08d}/{path.name}")
+            self.storage.put(path, f"pictures/step-{step:08d}/{path.name}")
         if self.metrics is not None:
             self.metrics.write(step, "validation", values)
             shown = ", ".join(
@@ -254,7 +266,7 @@ class Session:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
         # config.json makes the folder a model, so it goes last.
         paths.sort(key=lambda path: path.name == "config.json")
-        return [self.place.put(path, f"{name}/{path.name}") for path in paths]
+        return [self.storage.put(path, f"{name}/{path.name}") for path in paths]
 
     def on_sigterm(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: stop after this step."""

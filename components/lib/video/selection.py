@@ -19,9 +19,6 @@ from components.lib.contract import UserError
 Strategy = Literal["random", "spread", "all"]
 Size = tuple[int, int]
 
-SPATIAL_STEP = 16
-TEMPORAL_STEP = 8
-
 # Heights and widths of the aspect ratios 1:1, 4:3, 3:4, 16:9 and 9:16 that the models know.
 SUPPORTED_SIZES: tuple[Size, ...] = (
     (960, 960),
@@ -86,33 +83,8 @@ def choose_length(available: int, lengths: Sequence[int]) -> int | None:
 
 
 def parse_size(text: str) -> Size:
-    """``"704x1280"`` (height x width) as (704, 1280).
-
-    Raises UserError unless both are positive multiples of 16: the tokenizer divides by 8 and the
-    network's patches by 2.
-    """
+    """``"704x1280"`` (height x width) as (704, 1280). Raises UserError for anything else."""
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise UserError(f"'{text}' is not a size. Write HEIGHTxWIDTH, for example 704x1280.")
-    check_size(int(height), int(width))
     return int(height), int(width)
-
-
-def check_size(height: int, width: int) -> None:
-    """Raise UserError unless the network can take frames of this size."""
-    for name, value in (("height", height), ("width", width)):
-        if value <= 0 or value % SPATIAL_STEP:
-            near = max(SPATIAL_STEP, round(value / SPATIAL_STEP) * SPATIAL_STEP)
-            raise UserError(
-                f"A clip {name} of {value} does not divide by {SPATIAL_STEP}. Use {near}."
-            )
-
-
-def check_length(frames: int) -> None:
-    """Raise UserError unless ``frames`` is 8k+1, the lengths the tokenizer gives back whole."""
-    if frames < 1 or frames % TEMPORAL_STEP != 1:
-        lower = max(1, (frames - 1) // TEMPORAL_STEP * TEMPORAL_STEP + 1)
-        raise UserError(
-            f"A clip of {frames} frames does not fit the tokenizer, which takes 8k+1 frames. "
-            f"Use {lower} or {lower + TEMPORAL_STEP}."
-        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 from components.lib.contract import Frozen
@@ -35,24 +34,6 @@ _SIGNALS = {
     137: "killed (SIGKILL)",
     139: "crashed (SIGSEGV)",
     143: "was terminated (SIGTERM)",
-}
-_SUFFIXES: dict[str, int | Decimal] = {
-    "": 1,
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("0.001"),
-    "k": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
-    "P": 10**15,
-    "Pi": 2**50,
-    "E": 10**18,
-    "Ei": 2**60,
 }
 
 
@@ -224,6 +205,8 @@ def event_reason(events: Iterable[Mapping[str, Any]]) -> str | None:
 
 def quota_reason(quotas: Iterable[Mapping[str, Any]], request: LaunchRequest) -> str | None:
     """Which resource quota leaves no room for another pod of the request."""
+    from kubernetes.utils import parse_quantity
+
     asked = {
         "requests.cpu": request.cpu,
         "cpu": request.cpu,
@@ -241,21 +224,13 @@ def quota_reason(quotas: Iterable[Mapping[str, Any]], request: LaunchRequest) ->
             if resource not in hard:
                 continue
             taken = used.get(resource, "0")
-            if quantity(taken) + quantity(wanted) > quantity(hard[resource]):
+            if parse_quantity(taken) + parse_quantity(wanted) > parse_quantity(hard[resource]):
                 return (
                     f"the resource quota '{quota['metadata']['name']}' has {taken} of "
                     f"{hard[resource]} {resource} in use and a pod asks for {wanted}. Wait for "
                     "other jobs, ask for less, or raise the quota"
                 )
     return None
-
-
-def quantity(text: str) -> Decimal:
-    """A Kubernetes quantity as a number. Raises ValueError for anything else."""
-    match = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(text))
-    if match is None or match[2] not in _SUFFIXES:
-        raise ValueError(f"'{text}' is not a quantity")
-    return Decimal(match[1]) * Decimal(_SUFFIXES[match[2]])
 
 
 def failure(detail: str, request: LaunchRequest) -> str:

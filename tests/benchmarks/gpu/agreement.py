@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from components.lib.cosmos.dit import DIT_PRESETS, DiT
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.model_folder import save_model_folder
-from components.lib.train.config import DiffusionConfig
-from components.lib.train.layout import Layout
+from components.lib.train.parallel.layout import ParallelLayout
+from components.lib.train.settings.config import DiffusionTrainingConfig
 from tests.benchmarks.gpu.random_dit import Shape, build
 
 GEOMETRY = DIT_PRESETS["tiny"].model_copy(
@@ -45,11 +45,11 @@ def write_model(folder: Path) -> None:
 def first_steps(
     strategy: dict[str, Any],
     trainer: dict[str, Any],
-    layout: Layout,
+    layout: ParallelLayout,
     folder: Path,
 ) -> list[tuple[float, float]]:
     """(loss, gradient norm) of the first steps with these trainer settings."""
-    config = DiffusionConfig.model_validate(
+    config = DiffusionTrainingConfig.model_validate(
         {
             "data": {"global_batch_size": BATCH},
             "optim": {"config": {"lr": LR}},

@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from components.lib.cosmos.attention import AttentionBackend, attend
-from components.lib.cosmos.flash4 import usable
+from components.lib.cosmos.dit.attention import AttentionBackend, attend
+from components.lib.cosmos.dit.flash4 import usable
 from tests.benchmarks.gpu.common import Row, header, milliseconds, peak_gib, relative_error, reset
 from tests.benchmarks.gpu.common import show as show_rows
 

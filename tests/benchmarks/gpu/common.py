@@ -202,6 +202,6 @@ def spell(parts: dict[str, float]) -> str:
 
 def single_process_layout(trainer: Any) -> Any:
     """The engine's layout for one GPU."""
-    from components.lib.train.layout import start_processes
+    from components.lib.train.parallel.layout import start_processes
 
     return start_processes(trainer, model_parallel=True)

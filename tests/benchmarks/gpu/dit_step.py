@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from components.lib.cosmos.dit import DiTConfig
+from components.lib.cosmos.dit.network import DiTConfig
 from components.lib.cosmos.flops import KEPT, STATE_BYTES, WORKING, dit_forward_flops
-from components.lib.cosmos.shapes import dit_shapes, parameter_count
-from components.lib.train.config import DiffusionConfig
-from components.lib.train.layout import stop_processes
+from components.lib.cosmos.shapes import parameter_count
+from components.lib.train.parallel.layout import stop_processes
+from components.lib.train.settings.config import DiffusionTrainingConfig
 from tests.benchmarks.gpu.common import (
     PEAK_BF16,
     Row,
@@ -51,7 +51,7 @@ GATHERED_BYTES = 6  # bf16 weights of the layer at work and of the next, one gra
 USABLE = 0.92
 
 
-def parse_case(case: str) -> tuple[DiTConfig, DiffusionConfig]:
+def parse_case(case: str) -> tuple[DiTConfig, DiffusionTrainingConfig]:
     """Geometry and trainer settings of a case. ValueError when it names none."""
     preset, count, *settings = case.split(":")
     geometry = GEOMETRIES[preset]
@@ -59,7 +59,7 @@ def parse_case(case: str) -> tuple[DiTConfig, DiffusionConfig]:
     lora = int(values.pop("lora", 0))
     layers = fitting_layers(geometry) if count == "fit" else int(count)
     trainer = {"recompute": "auto", "compile": torch.cuda.is_available(), "max_steps": 1000}
-    config = DiffusionConfig.model_validate(
+    config = DiffusionTrainingConfig.model_validate(
         {"model": {"preset": preset, "lora": {"rank": lora}}, "trainer": trainer | values}
     )
     return geometry.model_copy(update={"layers": layers}), config
@@ -69,9 +69,7 @@ def fitting_layers(geometry: DiTConfig, tokens: int = 56_320, total_bytes: float
     """Layers whose training fits with attention outputs kept, at most those of the geometry."""
     if not total_bytes:
         total_bytes = float(torch.cuda.get_device_properties(0).total_memory)
-    one, two = (
-        parameter_count(dit_shapes(geometry.model_copy(update={"layers": n}))) for n in (1, 2)
-    )
+    one, two = (parameter_count(geometry.model_copy(update={"layers": n})) for n in (1, 2))
     unit = tokens * geometry.hidden * 2
     layer, beside = two - one, 2 * one - two
     # A layer's gradients come when its activations go; see `plan_recompute`.

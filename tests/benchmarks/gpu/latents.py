@@ -38,7 +38,7 @@ from components.latent_encoding.decode import DecodedClip, DecodePool, RunReques
 from components.latent_encoding.engine import default_workers
 from components.lib.cosmos.formats.tiny import initial_tokenizer
 from components.lib.cosmos.model_folder import load_tokenizer, save_model_folder
-from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
 from components.lib.store.embedded import EmbeddedStore

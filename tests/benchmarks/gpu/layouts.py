@@ -93,8 +93,8 @@ class Case(NamedTuple):
 def run_case(case: Case, report: Path) -> None:
     """The work of one rank; the first one keeps ``report`` up to date."""
     from components.lib.cosmos.flops import dit_forward_flops
-    from components.lib.train.config import DiffusionConfig
-    from components.lib.train.layout import start_processes, stop_processes
+    from components.lib.train.parallel.layout import start_processes, stop_processes
+    from components.lib.train.settings.config import DiffusionTrainingConfig
     from tests.benchmarks.gpu.agreement import first_steps, write_model
     from tests.benchmarks.gpu.common import allocator_retries, breakdown, peak_gib, reset
     from tests.benchmarks.gpu.random_dit import build, plan, tokens_of
@@ -109,7 +109,7 @@ def run_case(case: Case, report: Path) -> None:
     if case.mode == "reference":
         write_model(small)
         trainer = {"precision": "32-true", "accelerator": "cpu"}
-    config = DiffusionConfig.model_validate(
+    config = DiffusionTrainingConfig.model_validate(
         {
             "model": {"preset": case.geometry},
             "data": {"global_batch_size": case.batch},
@@ -177,12 +177,12 @@ def run_case(case: Case, report: Path) -> None:
 
 def _stopped_by_a_checkpoint(engine: Any, case: Case, tell: Callable[..., None]) -> None:
     """Save as a session does; how long the loop stood still, the step beside it, the whole."""
-    from components.lib.train.checkpoint import Checkpoints
-    from components.lib.train.config import CheckpointConfig
-    from components.lib.train.places import LocalPlace
+    from components.lib.train.checkpoint.checkpoint import Checkpoints
+    from components.lib.train.checkpoint.storage import FolderStorage
+    from components.lib.train.settings.config import CheckpointConfig
 
     folder = Path(case.folder)
-    saves = Checkpoints(LocalPlace(folder), engine.layout, CheckpointConfig(), folder / "work")
+    saves = Checkpoints(FolderStorage(folder), engine.layout, CheckpointConfig(), folder / "work")
     began = time.perf_counter()
     engine.prepare_saves()
     prepared = time.perf_counter() - began
@@ -202,13 +202,13 @@ def _stopped_by_a_checkpoint(engine: Any, case: Case, tell: Callable[..., None])
 
 def _across_layouts(engine: Any, case: Case) -> dict[str, Any]:
     """Save after two steps, or restore that; then the loss of the next step."""
-    from components.lib.train.checkpoint import Checkpoints
-    from components.lib.train.config import CheckpointConfig
-    from components.lib.train.places import LocalPlace
+    from components.lib.train.checkpoint.checkpoint import Checkpoints
+    from components.lib.train.checkpoint.storage import FolderStorage
+    from components.lib.train.settings.config import CheckpointConfig
 
     folder = Path(case.folder)
     work = folder / "work" / case.cut.name
-    saves = Checkpoints(LocalPlace(folder / "saved"), engine.layout, CheckpointConfig(), work)
+    saves = Checkpoints(FolderStorage(folder / "saved"), engine.layout, CheckpointConfig(), work)
     if case.mode == "save":
         engine.start_data()
         for _ in range(2):

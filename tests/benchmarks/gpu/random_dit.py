@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
-from components.lib.cosmos.attention import AttentionBackend, choose
-from components.lib.cosmos.dit import DIT_PRESETS, DiT, DiTConfig, configure_blocks
-from components.lib.cosmos.edm import edm_loss
+from components.lib.cosmos.conditions import Conditions
+from components.lib.cosmos.diffusion.edm import edm_loss
+from components.lib.cosmos.dit.attention import AttentionBackend, choose
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, DiTConfig, configure_blocks
 from components.lib.cosmos.model_folder import save_model_folder
-from components.lib.train.config import DiffusionConfig
-from components.lib.train.diffusion import DiffusionTask
 from components.lib.train.engine import Engine
-from components.lib.train.layout import Layout, shard_model
-from components.lib.train.weights import load_shards
+from components.lib.train.parallel.layout import ParallelLayout, shard_model
+from components.lib.train.parallel.weights import load_shards
+from components.lib.train.settings.config import DiffusionTrainingConfig
+from components.lib.train.tasks.diffusion import DiffusionTask
 from tests.benchmarks.gpu.common import relative_error
 
 Shape = tuple[int, int, int, int]
@@ -68,9 +69,9 @@ class RandomTask(DiffusionTask):
 
 
 def build(
-    config: DiffusionConfig,
+    config: DiffusionTrainingConfig,
     geometry: DiTConfig,
-    layout: Layout,
+    layout: ParallelLayout,
     latent: Shape = LATENT,
     start: Path | None = None,
 ) -> Engine:
@@ -107,9 +108,9 @@ def plan(engine: Engine) -> str:
     """How the blocks recompute, and what waits on the host."""
     kinds = [str(getattr(block, "checkpointing", "none")) for block in engine.task.units()]
     plan = "recompute " + ", ".join(f"{k} x {kinds.count(k)}" for k in dict.fromkeys(kinds))
-    wide = getattr(engine.task, "wide", None)
-    waiting = [("optimizer state", engine.waiting), ("activations", wide)]
-    sizes = [f"{part.nbytes / 2**30:.1f} GiB of {name}" for name, part in waiting if part]
+    activations = getattr(engine.task, "activation_offload", None)
+    offloads = [("optimizer state", engine.optimizer_offload), ("activations", activations)]
+    sizes = [f"{part.nbytes / 2**30:.1f} GiB of {name}" for name, part in offloads if part]
     if sizes:
         plan += f", {' and '.join(sizes)} wait on the host"
     return plan
@@ -137,8 +138,7 @@ def check_parity(device: str = "cuda", attention: AttentionBackend = "auto") -> 
             latent.to(place),
             torch.tensor([0.7], device=place),
             noise.to(place),
-            text.to(place),
-            fps=torch.tensor([24.0], device=place),
+            Conditions(text, torch.tensor([24.0])).to(place),
         ).loss
         loss.backward()
         grad = model.get_parameter("blocks.block0.blocks.0.block.attn.to_q.0.weight").grad

@@ -2,14 +2,16 @@
 
 ``python -m tests.benchmarks.gpu.sampling [text] [video] [video12] [--attention flash4]``: ``text``
 measures the T5-11B encoder alone, ``video`` the whole way (``video12``: with 12 steps). Weights are
-random, of the real sizes; stages load and unload as in `components.lib.cosmos.text_to_video`, whose
-code this runs. Before the video, a small one made on the GPU in bf16 is compared with the CPU in
-fp32, latent and frames. Without a GPU small networks run, to prove the command.
+random, of the real sizes; stages load and unload as in
+`components.lib.cosmos.diffusion.text_to_video`, whose code this runs. Before the video, a small one
+made on the GPU in bf16 is compared with the CPU in fp32, latent and frames. Without a GPU small
+networks run, to prove the command.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,20 +20,21 @@ from typing import Any, get_args
 
 import torch
 
-from components.lib.cosmos.attention import AttentionBackend, choose
-from components.lib.cosmos.dit import DIT_PRESETS, DiT, configure_blocks
-from components.lib.cosmos.flops import dit_forward_flops
-from components.lib.cosmos.formats.tiny import initial_tokenizer
-from components.lib.cosmos.inference import speed_up_dit, speed_up_tokenizer
-from components.lib.cosmos.sampling import SamplingConfig
-from components.lib.cosmos.text import TextEncoder
-from components.lib.cosmos.text_to_video import (
+from components.lib.cosmos.conditions import Conditions
+from components.lib.cosmos.diffusion.sampling import SamplingConfig
+from components.lib.cosmos.diffusion.text import TextEncoder
+from components.lib.cosmos.diffusion.text_to_video import (
     VideoRequest,
     decode_frames,
     make_video,
     sample_latent,
 )
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.dit.attention import AttentionBackend, choose
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, configure_blocks
+from components.lib.cosmos.flops import dit_forward_flops
+from components.lib.cosmos.formats.tiny import initial_tokenizer
+from components.lib.cosmos.inference import speed_up_dit, speed_up_tokenizer
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.progress import LineProgress
 from tests.benchmarks.gpu.common import (
     PEAK_BF16,
@@ -51,8 +54,8 @@ DEVICE = "cuda" if CUDA else "cpu"
 MODEL, TOKENIZER = ("7B", "CV8x8x8") if CUDA else ("tiny", "tiny-cv")
 CLIP = (121, 704, 1280) if CUDA else (9, 64, 96)
 DTYPE = torch.bfloat16 if CUDA else torch.float32
-GRID = ((CLIP[0] - 1) // 8 + 1, CLIP[1] // 8, CLIP[2] // 8)
-TOKENS = GRID[0] * GRID[1] * GRID[2] // 4
+GRID = TOKENIZER_PRESETS[TOKENIZER].latent_shape(*CLIP)[1:]
+TOKENS = math.prod(DIT_PRESETS[MODEL].grid(*GRID))
 
 
 class RandomT5(TextEncoder):
@@ -118,7 +121,7 @@ def check_parity(attention: AttentionBackend) -> str:
     """
     torch.manual_seed(0)
     config = DIT_PRESETS["tiny"].model_copy(update={"hidden": 512, "heads": 4, "ffn": 2048})
-    words = torch.randn(1, 512, config.text_dim)
+    conditions = Conditions(torch.randn(1, 512, config.text_dim), torch.tensor([24.0]))
     weights, _, _ = initial_tokenizer(TOKENIZER_PRESETS["tiny-cv"], 0)
     latents, films = [], []
     for device, dtype in (("cpu", torch.float32), ("cpu", torch.bfloat16), (DEVICE, DTYPE)):
@@ -127,7 +130,7 @@ def check_parity(attention: AttentionBackend) -> str:
         configure_blocks(model, compile_blocks=device == "cuda", attention=kernel)
         steps = SamplingConfig(steps=4)
         with torch.no_grad():
-            latent = sample_latent(model, words, None, (1, 16, 3, 16, 16), 24.0, steps)
+            latent = sample_latent(model, conditions, None, (1, 16, 3, 16, 16), steps)
         tokenizer = CosmosTokenizer(TOKENIZER_PRESETS["tiny-cv"]).eval()
         tokenizer.load_state_dict(weights)
         latents.append(latent.cpu())
@@ -223,11 +226,11 @@ def one_evaluation(attention: AttentionBackend) -> Row:
     config = DIT_PRESETS[MODEL]
     x = torch.randn(1, 16, *GRID, device=DEVICE)
     words = torch.randn(1, 512, config.text_dim, device=DEVICE)
-    fps = torch.tensor([24.0], device=DEVICE)
+    conditions = Conditions(words, torch.tensor([24.0], device=DEVICE))
 
     @torch.no_grad()
     def work() -> object:
-        return model(x, torch.zeros(1, device=DEVICE), words, fps=fps)
+        return model(x, torch.zeros(1, device=DEVICE), conditions)
 
     elapsed = milliseconds(work, repeats=3)
     share = dit_forward_flops(config, TOKENS) / elapsed * 1e3 / PEAK_BF16

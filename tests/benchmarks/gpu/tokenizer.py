@@ -21,14 +21,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from components.latent_encoding.folded import fold_encoder
-from components.lib.cosmos.channels_last import use_channels_last
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
-from components.lib.train.config import TokenizerConfig
-from components.lib.train.dataset import Split
+from components.lib.cosmos.tokenizer.channels_last import use_channels_last
+from components.lib.cosmos.tokenizer.folded import fold_encoder
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.shards.dataset import Split
 from components.lib.train.engine import Engine
-from components.lib.train.layout import shard_model, start_processes, stop_processes
-from components.lib.train.tokenizer import TokenizerTask
+from components.lib.train.parallel.layout import shard_model, start_processes, stop_processes
+from components.lib.train.settings.config import TokenizerTrainingConfig
+from components.lib.train.tasks.tokenizer import TokenizerTask
 from tests.benchmarks.gpu.common import (
     Row,
     breakdown,
@@ -164,7 +164,7 @@ def clip_engine(
     """The trainer's engine for one device on random clips, L1 loss only."""
     off = {"perceptual_weight": (0.0, 0.0), "gram_weight": (0.0, 0.0), "flow_weight": (0.0, 0.0)}
     precision = {} if torch.cuda.is_available() else {"precision": "32-true"}
-    config = TokenizerConfig.model_validate(
+    config = TokenizerTrainingConfig.model_validate(
         {
             "model": {"model": preset, **off},
             "data": {"task_encoder": {"temporal_crop": clip[0], "crop_height": clip[1]}},

@@ -10,14 +10,14 @@ from torch._dynamo.utils import counters
 
 from components.lib.cosmos import compiler, inference
 from components.lib.cosmos.compiler import has_compiler
-from components.lib.cosmos.dit import DIT_PRESETS, DiT
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.inference import (
     LARGE,
     speed_up_dit,
     speed_up_tokenizer,
     why_not_compile,
 )
-from components.lib.cosmos.tokenizer import TOKENIZER_PRESETS, CosmosTokenizer
+from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 

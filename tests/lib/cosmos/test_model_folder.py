@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from components.lib.contract import UserError
-from components.lib.cosmos.dit import DIT_PRESETS, DiT
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.model_folder import (
     check_keys,
     download_model,
@@ -23,8 +23,8 @@ from components.lib.cosmos.model_folder import (
     read_specs,
     save_model_folder,
 )
-from components.lib.cosmos.tokenizer import CosmosTokenizer
-from components.lib.cosmos.tokenizer_config import TokenizerConfig
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
+from components.lib.cosmos.tokenizer.network import CosmosTokenizer
 from components.lib.manifest import FileEntry, Manifest
 from components.lib.store import ObjectStore
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.lib.report.curves import Series
-from components.lib.report.trend import judge, smooth
+from components.lib.report.trend import read_trend, smooth
 
 
 def series(values: Any) -> Any:
@@ -33,7 +33,7 @@ def curve(kind: Any, seed: Any, count: Any = 400, noise: Any = 0.2) -> Any:
 
 
 def words(kind: Any, trials: Any = 100, **more: Any) -> Any:
-    return [judge(series(curve(kind, seed, **more))).word for seed in range(trials)]
+    return [read_trend(series(curve(kind, seed, **more))).word for seed in range(trials)]
 
 
 def test_flat_curves_are_hardly_ever_called_anything_else() -> None:
@@ -47,7 +47,7 @@ def test_correlated_noise_is_not_taken_for_a_trend() -> None:
         noise = np.zeros(400)
         for i in range(1, 400):
             noise[i] = 0.6 * noise[i - 1] + rng.normal(0, 0.1)
-        found.append(judge(series(1 + noise)).word)
+        found.append(read_trend(series(1 + noise)).word)
     assert found.count("flat") >= 90
 
 
@@ -63,25 +63,25 @@ def test_diverging_curves_are_found() -> None:
 def test_not_finite_is_diverging_and_names_the_step() -> None:
     values = curve("falling", 0)
     values[200] = np.nan
-    verdict = judge(series(values))
+    verdict = read_trend(series(values))
     assert verdict.word == "diverging" and "from step 201 on" in verdict.sentence
 
 
 def test_spikes_are_found_and_named() -> None:
     values = curve("falling", 0, noise=0.05)
     values[[100, 250, 300]] *= 8
-    verdict = judge(series(values))
+    verdict = read_trend(series(values))
     assert verdict.word == "spiking" and verdict.numbers["spikes"] == 3
     assert "at steps 101, 251, 301" in verdict.sentence
 
 
 def test_short_curves_are_not_judged() -> None:
-    assert judge(series([3, 2, 1])).word == "too short to tell"
-    assert judge(series([])).word == "too short to tell"
+    assert read_trend(series([3, 2, 1])).word == "too short to tell"
+    assert read_trend(series([])).word == "too short to tell"
 
 
 def test_sentence_holds_the_numbers() -> None:
-    verdict = judge(series(np.linspace(2, 1, 100)))
+    verdict = read_trend(series(np.linspace(2, 1, 100)))
     assert verdict.numbers["first_tenth"] == pytest.approx(np.linspace(2, 1, 100)[:10].mean())
     assert verdict.numbers["ratio"] == pytest.approx(
         np.linspace(2, 1, 100)[-10:].mean() / np.linspace(2, 1, 100)[:10].mean()
@@ -103,5 +103,5 @@ def test_the_interval_covers_the_true_trend_nineteen_times_in_twenty() -> None:
 @settings(max_examples=60)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=0, max_size=60))
 def test_any_curve_gets_a_verdict(values: Any) -> None:
-    verdict = judge(series(values))
+    verdict = read_trend(series(values))
     assert verdict.sentence.lower().startswith(verdict.word)

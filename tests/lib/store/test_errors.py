@@ -275,7 +275,7 @@ def test_a_file_that_changes_during_its_upload(
     path.write_bytes(random.Random(0).randbytes(small_parts * 2))
     real = transfer_module.hash_source
 
-    def slow_hash(source: transfer_module.Source) -> str:
+    def slow_hash(source: transfer_module.UploadSource) -> str:
         digest = real(source)
         with path.open("r+b") as handle:
             handle.write(b"changed")

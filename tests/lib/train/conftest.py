@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
 from components.lib.shards.latents import ClipInfo, latent_parts, prompt_digest
 
 SMALL = DIT_PRESETS["tiny"].model_copy(
@@ -110,7 +110,7 @@ def prompt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small DiT, every weight of it random (zeros would hide a missing gradient)."""
-    from components.lib.cosmos.dit import DiT
+    from components.lib.cosmos.dit.network import DiT
     from components.lib.cosmos.model_folder import save_model_folder
 
     model = DiT(SMALL, seed=3)

@@ -13,9 +13,9 @@ import torch
 
 from components.lib.cosmos.model_folder import load_state_dict
 from components.lib.train.__main__ import parse
-from components.lib.train.config import TrainerConfig
 from components.lib.train.engine import Engine
-from components.lib.train.layout import start_processes, stop_processes
+from components.lib.train.parallel.layout import start_processes, stop_processes
+from components.lib.train.settings.config import TrainerConfig
 from components.lib.train.setup import build_engine
 
 ENGINES = ("plain", "lightning")

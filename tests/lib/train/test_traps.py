@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from components.lib.cosmos.dit import DIT_PRESETS, DiT
-from components.lib.cosmos.fsq import FSQ
-from components.lib.train.config import TrainerConfig
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
+from components.lib.cosmos.tokenizer.fsq import FSQ
 from components.lib.train.engine import Engine
-from components.lib.train.layout import start_processes, stop_processes
+from components.lib.train.parallel.layout import start_processes, stop_processes
+from components.lib.train.settings.config import TrainerConfig
 from components.lib.train.setup import build_engine
 
 LOCK = Path(__file__).parents[3] / "requirements" / "lock.txt"

@@ -17,7 +17,8 @@ import importlib, sys
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
 module = importlib.import_module(f"components.{sys.argv[1]}.stage")
-config = module.CONFIG.model_validate_json(sys.argv[2])
+settings = importlib.import_module(f"components.{sys.argv[1]}.config")
+config = settings.CONFIG.model_validate_json(sys.argv[2])
 store = ObjectStore.from_env()
 print("ready", flush=True)
 print(module.run(config, store, LineProgress()).manifest_uri, flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from components.lib.contract import UserError
+from components.lib.training_progress import TrainingProgress
 from components.training.launch.interface import LaunchRequest
 from components.training.launch.job import Timing, run_job
 from components.training.launch.kube import Cluster
@@ -112,7 +113,7 @@ def test_an_annotation_that_is_refused_does_not_stop_training(
     launch: Launch, kubernetes: FakeKubernetes
 ) -> None:
     def run(name: str) -> None:
-        kubernetes.log(f"{name}-master-0", "step 1, loss 0.5")
+        kubernetes.log(f"{name}-master-0", TrainingProgress(step=1, loss=0.5).line())
         succeed(kubernetes, name)
 
     kubernetes.on_create(run)

@@ -8,6 +8,7 @@ import pytest
 
 from components.lib.contract import UserError
 from components.lib.logs import LINE_MARK
+from components.lib.training_progress import TrainingProgress
 from components.training.launch import explain
 from components.training.launch.interface import PROGRESS_ANNOTATION, Backend, LaunchRequest
 from components.training.launch.job import Timing, run_job
@@ -53,6 +54,9 @@ def terminated(code: int, reason: str = "Error", finished: str = "2026-01-01T00:
     return {"terminated": {"exitCode": code, "reason": reason, "finishedAt": finished}}
 
 
+AT_3 = TrainingProgress(step=3, max_steps=10, loss=0.5, eta_seconds=70)
+
+
 def container(state: State, restarts: int = 0, **more: object) -> list[State]:
     return [{"name": "pytorch", "image": "i", "state": state, "restartCount": restarts, **more}]
 
@@ -60,9 +64,7 @@ def container(state: State, restarts: int = 0, **more: object) -> list[State]:
 def test_success_streams_rank_0_and_records_progress(
     launch: Launch, kubernetes: FakeKubernetes, progress: SilentProgress, request_: LaunchRequest
 ) -> None:
-    kubernetes.on_create(
-        lambda name: succeed(kubernetes, name, "loading", "step 3/10, loss 0.5, 70 s left")
-    )
+    kubernetes.on_create(lambda name: succeed(kubernetes, name, "loading", AT_3.line()))
     launch()
     assert progress.lines.count("loading") == 1
     assert progress.lines.count("step 3/10, loss 0.5, 70 s left") == 1

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from components.harness.overrides import make_config
 from components.lib.contract import UserError
-from components.lib.overrides import make_config
-from components.lib.train.config import DiffusionConfig
+from components.lib.train.settings.config import DiffusionTrainingConfig
 from components.training.launch.interface import LaunchRequest
 from components.training.launch.pytorchjob import PyTorchJob
 from components.training.stage import launch_request
@@ -20,7 +20,7 @@ def request(*overrides: str, **fields: object) -> LaunchRequest:
     values = {**MANIFESTS, "launcher": "pytorchjob", "image": "train@sha256:1", **fields}
     config: Any = make_config("training", values, overrides)
     output: Any = SimpleNamespace(uri=f"s3://b/training/{'ab' * 32}/", scratch=Path("/scratch"))
-    return launch_request(config, output, ["a=b"], DiffusionConfig())
+    return launch_request(config, output, ["a=b"], DiffusionTrainingConfig())
 
 
 def test_a_job_with_gpus_tolerates_their_nodes_taint() -> None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from components.lib.contract import UserError
-from components.lib.cosmos.dit_config import DiTConfig
+from components.lib.cosmos.dit.config import DiTConfig
 from components.lib.cosmos.formats import names
 from components.lib.cosmos.formats.source_config import read_json
-from components.lib.cosmos.tokenizer_config import TokenizerConfig
+from components.lib.cosmos.tokenizer.config import TokenizerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ def tokenizer_from_diffusers_config(
     """
     import torch
 
-    from components.lib.cosmos.tokenizer import default_statistics
+    from components.lib.cosmos.tokenizer.network import default_statistics
 
     path = folder / "config.json"
     values = {**_TOKENIZER_DEFAULTS, **read_json(path)}

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.lib.contract import Frozen, UserError
-from components.lib.cosmos.dit_config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.families import family_named, family_of
 from components.lib.cosmos.formats import diffusers_folder, names, nemo, official, vgg
 from components.lib.cosmos.formats.source_config import (
     nearest_preset,
@@ -23,7 +23,6 @@ from components.lib.cosmos.formats.source_config import (
 )
 from components.lib.cosmos.formats.text_encoder import TextDtype, convert_t5, is_t5
 from components.lib.cosmos.model_folder import (
-    Family,
     check_keys,
     is_model_folder,
     read_model_config,
@@ -31,13 +30,13 @@ from components.lib.cosmos.model_folder import (
     read_weights,
     save_model_folder,
 )
-from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS, TokenizerConfig
+from components.lib.cosmos.shapes import state_shapes
+from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
 
 if TYPE_CHECKING:
     import torch
 
 SourceFormat = Literal["canonical", "model.pt", "nemo", "diffusers", "jit", "t5", "vgg16"]
-Role = Literal["dit", "tokenizer", "t5", "vgg16"]
 Say = Callable[[str], None]
 STATISTICS = ("latents_mean", "latents_std")
 
@@ -53,10 +52,10 @@ class ImportReport(Frozen):
 
 
 @dataclass
-class Source:
+class OpenedCheckpoint:
     """A readable checkpoint: settings, shapes under official names, and the tensors."""
 
-    family: Family
+    family: str
     name: str
     config: Frozen
     source_format: SourceFormat
@@ -98,7 +97,7 @@ def import_model(
     source: Path,
     destination: Path,
     *,
-    role: Role | None = None,
+    role: str | None = None,
     name: str = "",
     text_dtype: TextDtype = "bfloat16",
     say: Say = lambda message: None,
@@ -108,8 +107,8 @@ def import_model(
     ``role`` set, a checkpoint of another family is refused. ``name`` replaces the one that the
     checkpoint gives. Raises UserError naming every key that does not match.
     """
-    found = detect(source)
-    if found == "t5":
+    source_format = detect(source)
+    if source_format == "t5":
         _check_role(role, "t5", source)
         values = convert_t5(source, destination, text_dtype)
         note = f"encoder only, weights in {text_dtype}"
@@ -125,15 +124,17 @@ def import_model(
     return ImportReport(
         family=opened.family,
         name=name or opened.name,
-        source_format=found,
+        source_format=source_format,
         tensors=len(opened.shapes),
         notes=tuple(opened.notes),
     )
 
 
-def write_canonical(opened: Source, source: Path, destination: Path, name: str = "") -> None:
+def write_canonical(
+    opened: OpenedCheckpoint, source: Path, destination: Path, name: str = ""
+) -> None:
     """Check an opened checkpoint against its network and write it as a canonical folder."""
-    check_keys(expected_shapes(opened.family, opened.config), opened.shapes, str(source))
+    check_keys(expected_shapes(opened.config), opened.shapes, str(source))
 
     def pairs() -> Iterator[tuple[str, torch.Tensor]]:
         yield from opened.read()
@@ -142,9 +143,9 @@ def write_canonical(opened: Source, source: Path, destination: Path, name: str =
     save_model_folder(destination, opened.family, name or opened.name, opened.config, pairs())
 
 
-def open_source(source: Path, say: Say = lambda message: None) -> Source:
+def open_source(source: Path, say: Say = lambda message: None) -> OpenedCheckpoint:
     """Open any checkpoint of a network (not T5) without reading its weights where possible."""
-    readers: dict[str, Callable[[Path, Say], Source]] = {
+    readers: dict[str, Callable[[Path, Say], OpenedCheckpoint]] = {
         "canonical": _open_canonical,
         "model.pt": _open_model_pt,
         "nemo": _open_nemo,
@@ -152,55 +153,26 @@ def open_source(source: Path, say: Say = lambda message: None) -> Source:
         "jit": _open_jit,
         "vgg16": _open_vgg,
     }
-    found = detect(source)
-    if found not in readers:
+    source_format = detect(source)
+    if source_format not in readers:
         raise UserError(f"{source} is a text encoder, which has no other forms.")
-    return readers[found](source, say)
+    return readers[source_format](source, say)
 
 
-def expected_shapes(family: Family, config: Frozen) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: Frozen) -> dict[str, tuple[int, ...]]:
     """Every name and shape of a network's state dict, without allocating its weights."""
-    if isinstance(config, DiTConfig):
-        return dict(_dit_shapes(config))
-    if isinstance(config, TokenizerConfig):
-        return dict(_tokenizer_shapes(config))
-    assert isinstance(config, vgg.VGGConfig), family
-    return vgg.vgg_shapes(config.channels)
+    family = family_of(config)
+    if family.network:
+        return state_shapes(config)
+    return dict(family.load(family.shapes)(config))
 
 
-@cache
-def _dit_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
-    import torch
-
-    from components.lib.cosmos.dit import DiT
-
-    with torch.device("meta"):
-        model = DiT(config, seed=None)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-
-
-@cache
-def _tokenizer_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
-    import torch
-
-    from components.lib.cosmos.tokenizer import CosmosTokenizer
-
-    with torch.device("meta"):
-        model = CosmosTokenizer(config)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-
-
-def _open_canonical(source: Path, say: Say) -> Source:
+def _open_canonical(source: Path, say: Say) -> OpenedCheckpoint:
     model = read_model_config(source)
-    classes: dict[str, type[Frozen]] = {
-        "dit": DiTConfig,
-        "tokenizer": TokenizerConfig,
-        "vgg16": vgg.VGGConfig,
-    }
-    config = classes[model.family].model_validate(model.config)
+    config = family_named(model.family).settings_class().model_validate(model.config)
     specs = read_specs(source)
     extras = {key: tensor for key, tensor in read_weights(source) if key in STATISTICS}
-    return Source(
+    return OpenedCheckpoint(
         family=model.family,
         name=model.name,
         config=config,
@@ -211,7 +183,7 @@ def _open_canonical(source: Path, say: Say) -> Source:
     )
 
 
-def _open_model_pt(source: Path, say: Say) -> Source:
+def _open_model_pt(source: Path, say: Say) -> OpenedCheckpoint:
     path = source if source.is_file() else source / official.MODEL_NAME
     return dit_source(official.read_model_pt(path), path.parent, str(path), "model.pt")
 
@@ -222,7 +194,7 @@ def dit_source(
     where: str,
     source_format: SourceFormat,
     adaln_rank: int | None = None,
-) -> Source:
+) -> OpenedCheckpoint:
     """A DiT from tensors under official names; ``weights`` may be lazy."""
     kept = [key for key in weights if not names.is_ignorable(key)]
     if isinstance(weights, nemo.LazyWeights):
@@ -232,7 +204,7 @@ def dit_source(
     own = own_config(folder, "dit", DiTConfig)
     if own is None:
         presets = {
-            preset: {k: s for k, s in _dit_shapes(config).items() if k != diffusers_folder.COUNTER}
+            preset: {k: s for k, s in state_shapes(config).items() if k != diffusers_folder.COUNTER}
             for preset, config in DIT_PRESETS.items()
         }
         preset = nearest_preset(shapes, presets, where)
@@ -247,18 +219,18 @@ def dit_source(
         for key in kept:
             yield key, weights[key]
 
-    return Source("dit", name, config, source_format, shapes, read)
+    return OpenedCheckpoint("dit", name, config, source_format, shapes, read)
 
 
 def counter(config: DiTConfig) -> torch.Tensor:
     """The buffer `pos_embedder.seq`: 0, 1, 2, …; no file is trusted with it."""
     import torch
 
-    shape = _dit_shapes(config)[diffusers_folder.COUNTER]
+    shape = state_shapes(config)[diffusers_folder.COUNTER]
     return torch.arange(shape[0], dtype=torch.float32)
 
 
-def _open_nemo(source: Path, say: Say) -> Source:
+def _open_nemo(source: Path, say: Say) -> OpenedCheckpoint:
     folder = nemo.nemo_folder(source)
     assert folder is not None
     weights, rank, notes = nemo.read_nemo(folder)
@@ -267,13 +239,12 @@ def _open_nemo(source: Path, say: Say) -> Source:
     return opened
 
 
-def _open_diffusers(source: Path, say: Say) -> Source:
+def _open_diffusers(source: Path, say: Say) -> OpenedCheckpoint:
     place = diffusers_folder.component_folder(source)
     assert place is not None
     folder, class_name = place
     extras: dict[str, torch.Tensor] = {}
     config: DiTConfig | TokenizerConfig
-    family: Family
     if class_name == diffusers_folder.DIT_CLASS:
         family, config, levels = "dit", diffusers_folder.dit_from_diffusers_config(folder), 0
     else:
@@ -298,11 +269,11 @@ def _open_diffusers(source: Path, say: Say) -> Source:
             yield rename(key), tensor
 
     name = _preset_name(config) or f"{family} of diffusers"
-    return Source(family, name, config, "diffusers", shapes, read, extras)
+    return OpenedCheckpoint(family, name, config, "diffusers", shapes, read, extras)
 
 
-def _open_jit(source: Path, say: Say) -> Source:
-    from components.lib.cosmos.formats import jit_import
+def _open_jit(source: Path, say: Say) -> OpenedCheckpoint:
+    from components.lib.cosmos.formats.jit import importing as jit_import
 
     folder = source if source.is_dir() else source.parent
     weights = jit_import.read_archives(folder, say)
@@ -310,13 +281,13 @@ def _open_jit(source: Path, say: Say) -> Source:
     shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     own = own_config(folder, "tokenizer", TokenizerConfig)
     if own is None:
-        presets = {name: _tokenizer_shapes(config) for name, config in TOKENIZER_PRESETS.items()}
+        presets = {name: state_shapes(config) for name, config in TOKENIZER_PRESETS.items()}
         preset = nearest_preset(shapes, presets, str(folder))
         own = preset, TOKENIZER_PRESETS[preset]
     name, config = own
     notes = ["read from TorchScript archives, which are code, in a child process"]
     extras, note = _statistics(folder, config)
-    return Source(
+    return OpenedCheckpoint(
         "tokenizer",
         name,
         config,
@@ -330,7 +301,7 @@ def _open_jit(source: Path, say: Say) -> Source:
 
 def _statistics(folder: Path, config: TokenizerConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Latent statistics beside a tokenizer, and a note when they are not there."""
-    from components.lib.cosmos.tokenizer import default_statistics
+    from components.lib.cosmos.tokenizer.network import default_statistics
 
     path = folder / official.MEAN_STD_NAME
     if path.is_file():
@@ -343,11 +314,11 @@ def _statistics(folder: Path, config: TokenizerConfig) -> tuple[dict[str, torch.
     return dict(zip(STATISTICS, default_statistics(config), strict=True)), [note]
 
 
-def _open_vgg(source: Path, say: Say) -> Source:
+def _open_vgg(source: Path, say: Say) -> OpenedCheckpoint:
     weights = vgg.read_vgg(source)
     config = vgg.vgg_config(weights)
     name = str(read_json(source / "config.json").get("architecture", "vgg16"))
-    return Source(
+    return OpenedCheckpoint(
         "vgg16",
         name,
         config,
@@ -358,11 +329,11 @@ def _open_vgg(source: Path, say: Say) -> Source:
 
 
 def _preset_name(config: Frozen) -> str:
-    presets: dict[str, Frozen] = {**DIT_PRESETS, **TOKENIZER_PRESETS}
+    presets = family_of(config).preset_settings()
     return next((name for name, preset in presets.items() if preset == config), "")
 
 
-def _check_role(role: Role | None, family: str, source: Path) -> None:
+def _check_role(role: str | None, family: str, source: Path) -> None:
     if role is not None and role != family:
         raise UserError(
             f"{source} holds a model of family '{family}', but role is '{role}'. Give the source "

@@ -21,7 +21,7 @@ from components.lib.cosmos.formats.vgg import vgg_shapes
 if TYPE_CHECKING:
     import torch
 
-    from components.lib.cosmos.tokenizer_config import TokenizerConfig
+    from components.lib.cosmos.tokenizer.config import TokenizerConfig
 
 DIT_FOLDER = "Cosmos-1.0-Diffusion-7B-Text2World"
 CV_FOLDER = "Cosmos-1.0-Tokenizer-CV8x8x8"
@@ -59,7 +59,7 @@ def write_dit(folder: Path, seed: int) -> None:
     """`model.pt` and `config.json` of the tiny diffusion transformer."""
     import torch
 
-    from components.lib.cosmos.dit import DIT_PRESETS, DiT
+    from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 
     folder.mkdir(parents=True)
     config = DIT_PRESETS["tiny"]
@@ -77,8 +77,8 @@ def write_dit(folder: Path, seed: int) -> None:
 
 def write_tokenizer(folder: Path, preset: str, seed: int) -> None:
     """The three archives, `config.json` and, for continuous latents, their statistics."""
-    from components.lib.cosmos.formats.jit_export import write_jit
-    from components.lib.cosmos.tokenizer_config import TOKENIZER_PRESETS
+    from components.lib.cosmos.formats.jit.exporting import write_jit
+    from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 
     folder.mkdir(parents=True)
     config = TOKENIZER_PRESETS[preset]
@@ -114,7 +114,7 @@ def initial_tokenizer(
     """bf16 weights under official names, and mean and std [C, latent frames of a window]."""
     import torch
 
-    from components.lib.cosmos.tokenizer import CosmosTokenizer
+    from components.lib.cosmos.tokenizer.network import CosmosTokenizer
 
     tokenizer = CosmosTokenizer(config)
     weights = {

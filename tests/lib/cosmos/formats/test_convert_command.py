@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from components.lib.cosmos.dit import DIT_PRESETS, DiT
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.formats import tiny
 from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.manifest import FileEntry, InputRef, Manifest

@@ -22,12 +22,18 @@ from diffusers import (
 )
 from diffusers.models.transformers import transformer_cosmos
 
-from components.lib.cosmos.edm import SIGMA_DATA
+from components.lib.cosmos.conditions import Conditions
+from components.lib.cosmos.diffusion.edm import SIGMA_DATA
+from components.lib.cosmos.diffusion.sampling import (
+    SamplingConfig,
+    guided_denoiser,
+    initial_noise,
+    sample,
+)
+from components.lib.cosmos.diffusion.text_to_video import decode_frames
 from components.lib.cosmos.formats import tiny
 from components.lib.cosmos.formats.exporting import export_model
 from components.lib.cosmos.model_folder import load_dit, load_tokenizer
-from components.lib.cosmos.sampling import SamplingConfig, guided_denoiser, initial_noise, sample
-from components.lib.cosmos.text_to_video import decode_frames
 
 FRAMES, HEIGHT, WIDTH, FPS = 17, 64, 96, 24
 
@@ -78,7 +84,8 @@ def test_a_whole_run_from_noise_to_frames_equals_diffusers_pipeline(
     config = SamplingConfig(solver="euler", steps=12, guidance=3.0)
     noise = initial_noise((1, 16, 3, HEIGHT // 8, WIDTH // 8), config.seed)
 
-    evaluate = guided_denoiser(dit, text, negative, config.guidance, torch.tensor([float(FPS)]))
+    conditions = Conditions(text, torch.tensor([float(FPS)]))
+    evaluate = guided_denoiser(dit, conditions, negative, config.guidance)
     latent = sample(evaluate, noise, config)
     frames = decode_frames(tokenizer, latent / SIGMA_DATA, FRAMES)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from components.lib.contract import UserError
-from components.lib.cosmos.formats import jit_import, tiny
+from components.lib.cosmos.formats import tiny
+from components.lib.cosmos.formats.jit import importing
 
 SPY = """
 import json, os, resource, socket, sys
@@ -43,15 +44,15 @@ def test_the_child_sees_no_credentials_and_is_limited(
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        child = Path(jit_import.__file__).with_name("jit_child.py")
+        child = Path(importing.__file__).with_name("child.py")
         spy = tmp_path / "spy.py"
         text = SPY.format(
             child=str(child), port=server.getsockname()[1], report=str(tmp_path / "seen.json")
         )
         spy.write_text(text)
-        monkeypatch.setattr(jit_import, "_CHILD", spy)
+        monkeypatch.setattr(importing, "_CHILD", spy)
         with pytest.raises(UserError, match="gave no weights"):
-            jit_import.read_archive(checkpoints / tiny.CV_FOLDER / "encoder.jit")
+            importing.read_archive(checkpoints / tiny.CV_FOLDER / "encoder.jit")
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert not set(secrets) & set(seen["environment"])
     assert not any(
@@ -69,9 +70,9 @@ def test_an_archive_that_never_ends_is_stopped(
 ) -> None:
     endless = tmp_path / "endless.py"
     endless.write_text("import time\ntime.sleep(3600)\n")
-    monkeypatch.setattr(jit_import, "_CHILD", endless)
+    monkeypatch.setattr(importing, "_CHILD", endless)
     with pytest.raises(UserError, match="took longer than 3 s and was stopped"):
-        jit_import.read_archive(checkpoints / tiny.CV_FOLDER / "encoder.jit", timeout_s=3)
+        importing.read_archive(checkpoints / tiny.CV_FOLDER / "encoder.jit", timeout_s=3)
     left = psutil.Process().children(recursive=True)
     assert not [child for child in left if str(endless) in child.cmdline()]
 
@@ -79,6 +80,6 @@ def test_an_archive_that_never_ends_is_stopped(
 def test_the_state_dict_comes_out_bit_for_bit(checkpoints: Path) -> None:
     path = checkpoints / tiny.DV_FOLDER / "encoder.jit"
     wanted = torch.jit.load(path).state_dict()
-    got = jit_import.read_archive(path)
+    got = importing.read_archive(path)
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from components.lib.contract import UserError
-from components.lib.cosmos.dit import DIT_PRESETS, DiT
+from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.formats.importing import import_model
 from components.lib.cosmos.formats.source_config import write_config
 from components.lib.cosmos.model_folder import load_dit, load_state_dict

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from components.lib.contract import UserError
+from components.lib.cosmos.diffusion.text import TextEncoder
 from components.lib.cosmos.formats import tiny
 from components.lib.cosmos.formats.importing import import_model
-from components.lib.cosmos.text import TextEncoder
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from components.lib.cosmos.diffusion.text import TextEncoder
 from components.lib.cosmos.formats import tiny, vgg
 from components.lib.cosmos.formats.importing import import_model
 from components.lib.cosmos.formats.official import load_pt
 from components.lib.cosmos.model_folder import load_tokenizer
-from components.lib.cosmos.text import TextEncoder
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What runs stages: the task body, overrides, run notes, the run report."""

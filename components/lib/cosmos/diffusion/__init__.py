@@ -1,0 +1,1 @@
+"""The diffusion process: EDM loss, samplers, text embeddings, text to video."""

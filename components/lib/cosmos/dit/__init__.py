@@ -1,0 +1,1 @@
+"""The diffusion transformer: network, blocks, attention, tensor parallelism."""

@@ -1,0 +1,1 @@
+"""TorchScript tokenizers: read without trust, write as NVIDIA does."""

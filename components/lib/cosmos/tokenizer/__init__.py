@@ -1,0 +1,1 @@
+"""The video tokenizers: networks, quantiser, faster arithmetic, perceptual distance."""

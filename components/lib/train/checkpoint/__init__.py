@@ -1,0 +1,1 @@
+"""Checkpoints: what they hold, their files, where they lie."""

@@ -1,0 +1,1 @@
+"""What is kept, computed again or held on the host, and the plan of it."""

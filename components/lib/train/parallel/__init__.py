@@ -1,0 +1,1 @@
+"""Process groups, sharded and replicated weights, gradients."""

@@ -1,0 +1,1 @@
+"""What a user sets: the config groups, recipes, dotted overrides, the automatic layout."""

@@ -1,0 +1,1 @@
+"""What is trained: the diffusion model, the tokenizers, low-rank updates."""

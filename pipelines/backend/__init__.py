@@ -1,0 +1,1 @@
+"""The KFP back end and its cluster: connection, checks, jobs."""
