@@ -111,6 +111,11 @@ class FakeHub:
             setattr(self.faults, counter, max(left - 1, 0))
             return bool(left)
 
+    def count(self, size: int) -> None:
+        """Bytes of file contents that go out."""
+        with self.lock:
+            self.served += size
+
     def forget(self) -> None:
         """Begin to count again."""
         self.requests.clear()
@@ -235,10 +240,10 @@ class HubHandler(QuietHandler):
                 self.connection.close()
                 return
             time.sleep(faults.seconds_per_block)
+            hub.count(len(block))  # before the client can have read it and look
             try:
                 self.wfile.write(block)
             except OSError:
+                hub.count(-len(block))
                 return
             sent += len(block)
-            with hub.lock:
-                hub.served += len(block)
