@@ -34,6 +34,11 @@ class SilentProgress:
     def log(self, message: str) -> None:
         self.lines.append(message)
 
+    @property
+    def text(self) -> str:
+        """All that was logged."""
+        return "\n".join(self.lines)
+
     @contextmanager
     def task(self, what: str, total: float | None = None, unit: str = "") -> Iterator[SilentTask]:
         yield SilentTask()

@@ -22,25 +22,34 @@ from components.lib.contract import UserError
 from components.lib.cosmos.formats import tiny
 from components.lib.cosmos.model_folder import download_model, load_state_dict
 from components.lib.store import ObjectStore
+from tests.conftest import SilentProgress
+from tests.servers.hub import FakeHub
 
 REPO = "nvidia/Cosmos-1.0-Tokenizer-CV8x8x8"
 VGG = "timm/vgg16.tv_in1k"
 
 
-def fetch(store: ObjectStore, root: str, progress: Any, source: str, role: str = "vgg16") -> Any:
+def fetch(
+    store: ObjectStore, root: str, progress: SilentProgress, source: str, role: str = "vgg16"
+) -> Any:
     config = CONFIG.model_validate({"storage_root": root, "source": source, "role": role})
     return run(config, store, progress)
 
 
 @pytest.fixture
-def vgg(hub: Any, checkpoints: Path, hub_env: dict[str, str]) -> str:
+def vgg(hub: FakeHub, checkpoints: Path, hub_env: dict[str, str]) -> str:
     """A repository with VGG16 weights and files that nobody needs; returns the commit."""
     files = {p.name: p.read_bytes() for p in (checkpoints / tiny.VGG_FOLDER).iterdir()}
     return str(hub.repo(VGG, {**files, "README.md": b"# hi", "extra/big.onnx": b"x" * 100_000}))
 
 
 def test_a_branch_is_pinned_and_only_needed_files_move(
-    hub: Any, vgg: str, store: ObjectStore, storage_root: str, progress: Any, tmp_path: Path
+    hub: FakeHub,
+    vgg: str,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    tmp_path: Path,
 ) -> None:
     result = fetch(store, storage_root, progress, f"hf://{VGG}")
     summary = result.manifest.summary
@@ -55,7 +64,7 @@ def test_a_branch_is_pinned_and_only_needed_files_move(
 
 
 def test_a_second_run_moves_no_bytes_and_a_pinned_one_asks_nothing(
-    hub: Any, vgg: str, store: ObjectStore, storage_root: str, progress: Any
+    hub: FakeHub, vgg: str, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     first = fetch(store, storage_root, progress, f"hf://{VGG}@main")
     hub.forget()
@@ -71,7 +80,12 @@ def test_a_second_run_moves_no_bytes_and_a_pinned_one_asks_nothing(
 
 
 def test_a_branch_that_moved_is_fetched_again(
-    hub: Any, vgg: str, store: ObjectStore, storage_root: str, progress: Any, tmp_path: Path
+    hub: FakeHub,
+    vgg: str,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    tmp_path: Path,
 ) -> None:
     first = fetch(store, storage_root, progress, f"hf://{VGG}")
     tiny.write_vgg(tmp_path / "other", seed=5)
@@ -82,7 +96,12 @@ def test_a_branch_that_moved_is_fetched_again(
 
 
 def test_the_cache_is_the_one_that_huggingface_tools_share(
-    hub: Any, vgg: str, store: ObjectStore, storage_root: str, progress: Any, hub_env: Any
+    hub: FakeHub,
+    vgg: str,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    hub_env: dict[str, str],
 ) -> None:
     from huggingface_hub import hf_hub_download
 
@@ -99,7 +118,12 @@ def test_the_cache_is_the_one_that_huggingface_tools_share(
 
 
 def test_what_huggingface_tools_fetched_is_used(
-    hub: Any, vgg: str, store: ObjectStore, storage_root: str, progress: Any, hub_env: Any
+    hub: FakeHub,
+    vgg: str,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    hub_env: dict[str, str],
 ) -> None:
     from huggingface_hub import hf_hub_download
 
@@ -117,7 +141,12 @@ def test_what_huggingface_tools_fetched_is_used(
 
 
 def test_a_spoiled_cache_is_noticed_and_mended(
-    hub: Any, vgg: str, store: ObjectStore, storage_root: str, progress: Any, hub_env: Any
+    hub: FakeHub,
+    vgg: str,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    hub_env: dict[str, str],
 ) -> None:
     fetch(store, f"{storage_root}/a", progress, f"hf://{VGG}")
     data = hub.repos[VGG].commits[vgg]["model.safetensors"]
@@ -129,12 +158,12 @@ def test_a_spoiled_cache_is_noticed_and_mended(
 
 
 def test_a_gated_tokenizer_with_a_token(
-    hub: Any,
-    hub_env: Any,
+    hub: FakeHub,
+    hub_env: dict[str, str],
     checkpoints: Path,
     store: ObjectStore,
     storage_root: str,
-    progress: Any,
+    progress: SilentProgress,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hub.folder(REPO, checkpoints / tiny.CV_FOLDER, gated=True)
@@ -171,11 +200,11 @@ def test_a_gated_tokenizer_with_a_token(
     ],
 )
 def test_refusals_name_the_repository_and_what_to_do(
-    hub: Any,
-    hub_env: Any,
+    hub: FakeHub,
+    hub_env: dict[str, str],
     store: ObjectStore,
     storage_root: str,
-    progress: Any,
+    progress: SilentProgress,
     monkeypatch: pytest.MonkeyPatch,
     token: str,
     source: str,
@@ -195,8 +224,8 @@ def test_refusals_name_the_repository_and_what_to_do(
 def test_a_hub_that_is_not_there(
     store: ObjectStore,
     storage_root: str,
-    progress: Any,
-    hub_env: Any,
+    progress: SilentProgress,
+    hub_env: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -205,7 +234,7 @@ def test_a_hub_that_is_not_there(
 
 
 @pytest.fixture
-def big(hub: Any, hub_env: dict[str, str]) -> tuple[str, SourceFile, bytes]:
+def big(hub: FakeHub, hub_env: dict[str, str]) -> tuple[str, SourceFile, bytes]:
     """A repository with one file of 3 MiB; returns commit, file and content."""
     data = random.Random(0).randbytes(3 * 1024 * 1024 + 17)
     commit = hub.repo("owner/big", {"model.pt": data})
@@ -235,7 +264,7 @@ def download(big: tuple[str, SourceFile, bytes], part_bytes: int = 256 * 1024) -
     ids=str,
 )
 def test_faults_on_the_way_change_nothing(
-    hub: Any, big: tuple[str, SourceFile, bytes], faults: dict[str, Any]
+    hub: FakeHub, big: tuple[str, SourceFile, bytes], faults: dict[str, Any]
 ) -> None:
     for name, value in faults.items():
         setattr(hub.faults, name, value)
@@ -247,7 +276,7 @@ def test_faults_on_the_way_change_nothing(
 
 
 def test_a_wrong_digest_is_thrown_away_and_named(
-    hub: Any, big: tuple[str, SourceFile, bytes]
+    hub: FakeHub, big: tuple[str, SourceFile, bytes]
 ) -> None:
     hub.faults.corrupt = True
     with pytest.raises(UserError, match=r"model\.pt of owner/big .* did not arrive as published"):
@@ -259,7 +288,7 @@ def test_a_wrong_digest_is_thrown_away_and_named(
 
 
 def test_a_link_that_stays_dead_is_one_sentence(
-    hub: Any, big: tuple[str, SourceFile, bytes]
+    hub: FakeHub, big: tuple[str, SourceFile, bytes]
 ) -> None:
     hub.faults.busy = 10_000
     with pytest.raises(UserError, match="Run again to go on where it stopped"):
@@ -278,7 +307,7 @@ Hub().fetch("owner/big", commit, [file], lambda n: None, workers=3, part_bytes=1
 
 
 def test_a_killed_download_goes_on_where_it_was(
-    hub: Any, hub_env: dict[str, str], big: tuple[str, SourceFile, bytes]
+    hub: FakeHub, hub_env: dict[str, str], big: tuple[str, SourceFile, bytes]
 ) -> None:
     commit, file, data = big
     hub.faults.seconds_per_block = 0.02

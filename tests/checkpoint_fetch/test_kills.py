@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from components.checkpoint_fetch.config import CONFIG
 from components.checkpoint_fetch.stage import run
@@ -17,6 +16,8 @@ from components.lib.cosmos.formats import vgg
 from components.lib.cosmos.formats.source_config import write_config
 from components.lib.cosmos.formats.tiny import initial_vgg
 from components.lib.store import ObjectStore
+from tests.conftest import SilentProgress
+from tests.servers.hub import FakeHub
 
 KILLS = int(os.environ.get("COSMOS_FETCH_KILLS", "4"))
 CHILD = """
@@ -35,12 +36,12 @@ print("done", flush=True)
 
 
 def test_kills(
-    hub: Any,
+    hub: FakeHub,
     hub_env: dict[str, str],
     store: ObjectStore,
     store_env: dict[str, str],
     storage_root: str,
-    progress: Any,
+    progress: SilentProgress,
     tmp_path: Path,
 ) -> None:
     from safetensors.torch import save_file

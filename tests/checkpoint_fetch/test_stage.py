@@ -17,15 +17,22 @@ from components.lib.cosmos.model_folder import download_model, load_dit, load_to
 from components.lib.manifest import MANIFEST_NAME, load_manifest
 from components.lib.registry import Registry, models_root
 from components.lib.store import ObjectStore
+from tests.conftest import SilentProgress
 
 
-def fetch(source: str, role: str, root: str, store: ObjectStore, progress: Any, **more: Any) -> Any:
+def fetch(
+    source: str, role: str, root: str, store: ObjectStore, progress: SilentProgress, **more: object
+) -> Any:
     config = CONFIG.model_validate({"storage_root": root, "source": source, "role": role, **more})
     return run(config, store, progress)
 
 
 def test_a_dit_from_a_folder_becomes_a_model_that_loads(
-    checkpoints: Path, store: ObjectStore, storage_root: str, progress: Any, tmp_path: Path
+    checkpoints: Path,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    tmp_path: Path,
 ) -> None:
     folder = checkpoints / tiny.DIT_FOLDER
     result = fetch(f"file://{folder}", "dit", storage_root, store, progress)
@@ -45,7 +52,7 @@ def test_a_dit_from_a_folder_becomes_a_model_that_loads(
 
 
 def test_a_second_run_reuses_the_first_and_moves_nothing(
-    checkpoints: Path, store: ObjectStore, storage_root: str, progress: Any
+    checkpoints: Path, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     source = f"file://{checkpoints / tiny.VGG_FOLDER}"
     first = fetch(source, "vgg16", storage_root, store, progress)
@@ -57,7 +64,7 @@ def test_a_second_run_reuses_the_first_and_moves_nothing(
 
 
 def test_changed_weights_get_a_new_address(
-    tmp_path: Path, store: ObjectStore, storage_root: str, progress: Any
+    tmp_path: Path, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     addresses = set()
     for seed in (0, 1):
@@ -70,7 +77,11 @@ def test_changed_weights_get_a_new_address(
 
 
 def test_a_tokenizer_from_an_object_store_prefix_keeps_its_statistics(
-    checkpoints: Path, store: ObjectStore, storage_root: str, progress: Any, tmp_path: Path
+    checkpoints: Path,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    tmp_path: Path,
 ) -> None:
     folder = checkpoints / tiny.CV_FOLDER
     prefix = f"{storage_root}/incoming/tokenizer"
@@ -84,7 +95,11 @@ def test_a_tokenizer_from_an_object_store_prefix_keeps_its_statistics(
 
 
 def test_a_text_encoder_is_stored_as_transformers_folder_in_bf16(
-    checkpoints: Path, store: ObjectStore, storage_root: str, progress: Any, tmp_path: Path
+    checkpoints: Path,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
+    tmp_path: Path,
 ) -> None:
     from components.lib.cosmos.diffusion.text import TextEncoder
 
@@ -107,14 +122,19 @@ def test_a_text_encoder_is_stored_as_transformers_folder_in_bf16(
     ],
 )
 def test_a_wrong_source_is_named(
-    source: str, role: str, expected: str, store: ObjectStore, storage_root: str, progress: Any
+    source: str,
+    role: str,
+    expected: str,
+    store: ObjectStore,
+    storage_root: str,
+    progress: SilentProgress,
 ) -> None:
     with pytest.raises(UserError, match=expected):
         fetch(source, role, storage_root, store, progress)
 
 
 def test_the_wrong_role_says_what_is_needed_and_what_is_there(
-    checkpoints: Path, store: ObjectStore, storage_root: str, progress: Any
+    checkpoints: Path, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     with pytest.raises(UserError, match=r"role 'dit': it needs model\.pt .*autoencoder\.jit"):
         fetch(f"file://{checkpoints / tiny.CV_FOLDER}", "dit", storage_root, store, progress)
@@ -122,7 +142,7 @@ def test_the_wrong_role_says_what_is_needed_and_what_is_there(
 
 
 def test_a_model_in_production_takes_the_source_s_place(
-    checkpoints: Path, store: ObjectStore, storage_root: str, progress: Any
+    checkpoints: Path, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
     source = f"file://{checkpoints / tiny.VGG_FOLDER}"
     before = fetch(source, "vgg16", storage_root, store, progress, production_of="m")

@@ -1,55 +1,37 @@
 """A real cluster (KUBECONFIG): our manifests, our training image, a store that pods can reach.
 
-The store is the session's SeaweedFS on loopback; a small forwarder on the node's address lets pods
-reach it. The launcher runs as a child process with the token of the ServiceAccount that steps
-have, so everything it does is allowed by the Roles in manifests/base.
+The store is the session's SeaweedFS on loopback; a forwarder on the node's address
+(`tests.servers.forwarder`) lets pods reach it. The launcher runs as a child process
+(`tests.cluster.launcher`) with the token of the ServiceAccount that steps have, so everything it
+does is allowed by the Roles in manifests/base.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from components.lib.manifest import MANIFEST_NAME, FileEntry, Kind, Manifest
 from components.lib.store import ObjectStore
+from components.lib.store.embedded import EmbeddedStore
+from tests.cluster.kubectl import NAMESPACE, ROOT, kubectl
+from tests.cluster.launcher import Launch
+from tests.servers.forwarder import forwarded
 
 from ..images.building import build
 from ..manifests.kustomize import build as kustomize
 
-ROOT = Path(__file__).parents[2]
-NAMESPACE = "cosmos"
+if TYPE_CHECKING:
+    from kubernetes.client import CoreV1Api
+
 IMAGE = "local/cosmos-train:test"
-# Runs a Python expression about `request` in a child: the launcher, as a step would run it.
-LAUNCHER = """
-import json, sys
-from components.lib.contract import UserError
-from components.lib.logs import configure_logging
-from components.lib.progress import LineProgress
-from components.training.launch import pytorchjob
-from components.training.launch.interface import LaunchRequest
-configure_logging()
-try:
-    pytorchjob.launch(LaunchRequest.model_validate_json(sys.argv[1]), LineProgress())
-except UserError as error:
-    print("USER ERROR", error, flush=True)
-    sys.exit(1)
-print("LAUNCHER DONE", flush=True)
-"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,24 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
             if "KUBECONFIG" not in os.environ:
                 item.add_marker(pytest.mark.skip(reason="KUBECONFIG names no cluster"))
-
-
-def find_kubectl() -> str:
-    """The one on the PATH, else the one that a test cluster brings beside its KUBECONFIG."""
-    beside = Path(os.environ["KUBECONFIG"]).parent.parent / "bin" / "kubectl"
-    found = shutil.which("kubectl") or (str(beside) if beside.is_file() else None)
-    if found is None:
-        raise pytest.UsageError("The cluster tests need kubectl on the PATH.")
-    return found
-
-
-def kubectl(*arguments: str, stdin: str | None = None) -> str:
-    """Output of kubectl. Fails with its words."""
-    done = subprocess.run(
-        [find_kubectl(), *arguments], input=stdin, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +59,7 @@ def applied() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def core() -> Any:
+def core() -> CoreV1Api:
     """The administrator's API client."""
     from kubernetes import client, config
 
@@ -105,7 +69,7 @@ def core() -> Any:
 
 @pytest.fixture(scope="session")
 def config_of(
-    applied: None, core: Any, tmp_path_factory: pytest.TempPathFactory
+    applied: None, core: CoreV1Api, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """A KUBECONFIG with the token of a ServiceAccount in our namespace."""
     from kubernetes import client
@@ -133,12 +97,12 @@ def account_config(config_of: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def node_store(embedded_store: Any, core: Any, applied: None) -> Iterator[str]:
+def node_store(embedded_store: EmbeddedStore, core: CoreV1Api, applied: None) -> Iterator[str]:
     """Address under which pods reach the store; the Secret cosmos-s3 says so."""
     node = core.list_node().items[0]
     address = next(a.address for a in node.status.addresses if a.type == "InternalIP")
     port = int(embedded_store.env["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])
-    with forwarder(address, port) as outside:
+    with forwarded(address, port) as outside:
         endpoint = f"http://{address}:{outside}"
         secret = {
             "apiVersion": "v1",
@@ -155,44 +119,6 @@ def node_store(embedded_store: Any, core: Any, applied: None) -> Iterator[str]:
         yield endpoint
 
 
-class forwarder:
-    """Context manager: connections to ``address`` are passed to a local port."""
-
-    def __init__(self, address: str, port: int) -> None:
-        self.port = port
-        self.server = socket.create_server((address, 0))
-
-    def __enter__(self) -> int:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return int(self.server.getsockname()[1])
-
-    def __exit__(self, *_exc: object) -> None:
-        self.server.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                outside, _ = self.server.accept()
-            except OSError:
-                return
-            inside = socket.create_connection(("127.0.0.1", self.port))
-            for source, target in ((outside, inside), (inside, outside)):
-                threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, target: socket.socket) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-        except OSError:
-            pass
-        for end in (source, target):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                end.close()
-
-
 @pytest.fixture(scope="session")
 def image() -> str:
     """Our training image: COSMOS_TEST_TRAIN_IMAGE, else built from this tree."""
@@ -203,49 +129,12 @@ def image() -> str:
     return IMAGE
 
 
-class Launch:
-    """A launcher in a child process, as a step runs it."""
-
-    def __init__(self, config: Path, request: dict[str, Any], folder: Path) -> None:
-        self.log = folder / f"launcher-{uuid.uuid4().hex[:8]}.log"
-        env = {**os.environ, "KUBECONFIG": str(config), "PYTHONUNBUFFERED": "1"}
-        with self.log.open("w") as stream:
-            self.child = subprocess.Popen(
-                [sys.executable, "-c", LAUNCHER, json.dumps(request)],
-                env=env,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-            )
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def until(self, what: str, seconds: float = 150) -> None:
-        """Wait until the log holds ``what``."""
-        end = time.monotonic() + seconds
-        while what not in self.text:
-            assert self.child.poll() is None or what in self.text, self.text
-            assert time.monotonic() < end, f"no '{what}' in\n{self.text}"
-            time.sleep(0.2)
-
-    def wait(self, seconds: float = 300) -> int:
-        try:
-            return self.child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"the launcher still runs:\n{self.text}") from None
-
-    def kill(self, how: signal.Signals) -> None:
-        self.child.send_signal(how)
-
-
 @pytest.fixture
 def launch(account_config: Path, tmp_path: Path, image: str) -> Iterator[Callable[..., Launch]]:
     """Start a launcher; keyword arguments are fields of its LaunchRequest."""
     started: list[Launch] = []
 
-    def start(**fields: Any) -> Launch:
+    def start(**fields: object) -> Launch:
         request = {
             "name": f"t-{uuid.uuid4().hex[:8]}",
             "image": image,
@@ -288,8 +177,7 @@ def training_inputs(
     from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
     from components.lib.cosmos.model_folder import save_model_folder
     from components.lib.shards.latents import prompt_digest
-
-    helpers = load_module(ROOT / "tests" / "training" / "conftest.py")
+    from tests.training.conftest import latent_shard
 
     def put(kind: Kind, files: dict[str, bytes], meta: dict[str, dict[str, Any]]) -> str:
         uri = f"{storage_root}/inputs/{kind}/"
@@ -314,8 +202,8 @@ def training_inputs(
     rows = torch.randn(512, 64, generator=torch.Generator().manual_seed(4)).bfloat16()
     embedding = save({"embedding": rows, "length": torch.tensor(12)})
     shards = {
-        "train-000000.tar": helpers.latent_shard(8, split="train", seed=1),
-        "validation-000000.tar": helpers.latent_shard(2, split="validation", seed=3),
+        "train-000000.tar": latent_shard(8, split="train", seed=1),
+        "validation-000000.tar": latent_shard(2, split="validation", seed=3),
     }
     meta = {
         "train-000000.tar": {"split": "train", "samples": 8},
@@ -329,12 +217,3 @@ def training_inputs(
         "prompts": put("prompt-embeddings", {prompt: embedding}, {}),
         "storage_root": storage_root,
     }
-
-
-def load_module(path: Path) -> Any:
-    """A module by its file."""
-    spec = importlib.util.spec_from_file_location(f"helpers_{path.parent.name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -7,19 +7,18 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from components.training.launch.interface import LaunchRequest, Toleration
+from components.training.launch.interface import Backend, LaunchRequest, Toleration
 from components.training.launch.kube import ApiError, Cluster
 from components.training.launch.pytorchjob import PyTorchJob
 from components.training.launch.trainjob import TrainJob
 from pipelines.backend import checks
 
 from ..manifests.kustomize import build as kustomize
-from .conftest import NAMESPACE, ROOT, kubectl
+from .kubectl import NAMESPACE, ROOT, kubectl
 
 REQUEST = LaunchRequest(
     name="kind-1",
@@ -34,7 +33,7 @@ REQUEST = LaunchRequest(
 )
 
 
-def without_empty_defaults(schema: Any) -> Any:
+def without_empty_defaults(schema: object) -> object:
     """This API server's version refuses ``default: ""``."""
     if isinstance(schema, dict):
         return {
@@ -89,7 +88,7 @@ def administrator() -> Cluster:
 
 @pytest.mark.parametrize("backend", [PyTorchJob(), TrainJob()])
 def test_jobs_are_accepted_and_nothing_is_pruned(
-    trainer_installed: None, administrator: Cluster, backend: Any
+    trainer_installed: None, administrator: Cluster, backend: Backend
 ) -> None:
     kind = (backend.group, backend.version, backend.plural)
     body = backend.body(REQUEST)
@@ -105,9 +104,9 @@ def test_jobs_are_accepted_and_nothing_is_pruned(
         administrator.delete(*kind, REQUEST.name)
 
 
-def lost(sent: Any, stored: Any, where: str = "spec") -> list[str]:
+def lost(sent: object, stored: object, where: str = "spec") -> list[str]:
     """What the server did not keep."""
-    if isinstance(sent, dict):
+    if isinstance(sent, dict) and isinstance(stored, dict):
         return [
             problem
             for key, value in sent.items()
@@ -117,7 +116,7 @@ def lost(sent: Any, stored: Any, where: str = "spec") -> list[str]:
                 else [f"{where}.{key}"] * (value is not False)
             )
         ]
-    if isinstance(sent, list):
+    if isinstance(sent, list) and isinstance(stored, list):
         pairs = zip(sent, stored, strict=True)
         return [p for i, (a, b) in enumerate(pairs) for p in lost(a, b, f"{where}[{i}]")]
     return [] if str(sent) == str(stored) else [where]

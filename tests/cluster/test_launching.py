@@ -14,7 +14,8 @@ import pytest
 from components.lib.training_progress import TrainingProgress
 from pipelines.backend import cluster
 
-from .conftest import NAMESPACE, Launch, kubectl
+from .kubectl import NAMESPACE, kubectl
+from .launcher import Launch
 
 Start = Callable[..., Launch]
 

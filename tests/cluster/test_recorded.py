@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ..training.launch.exchanges import NAME, RECORDED, Call, calls, recordings, words
-from .conftest import NAMESPACE, kubectl
+from .kubectl import NAMESPACE, kubectl
 
 
 @pytest.fixture(scope="module")
-def answer(account_config: Path) -> Any:
+def answer(account_config: Path) -> Callable[[Call], dict[str, Any]]:
     """Send a call; the status, and the server's words."""
     from kubernetes import client, config
     from kubernetes.client.exceptions import ApiException
@@ -64,7 +65,9 @@ def answer(account_config: Path) -> Any:
     return send
 
 
-def test_the_server_answers_as_recorded(applied: None, answer: Any) -> None:
+def test_the_server_answers_as_recorded(
+    applied: None, answer: Callable[[Call], dict[str, Any]]
+) -> None:
     version = json.loads(kubectl("version", "-o", "json"))["serverVersion"]
     name = ".".join(version["gitVersion"].removeprefix("v").split(".")[:2])
     kubectl("delete", "pytorchjobs", NAME, "-n", NAMESPACE, "--ignore-not-found")

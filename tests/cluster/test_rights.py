@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ from components.training.launch.interface import LaunchRequest
 from components.training.launch.pytorchjob import PyTorchJob
 
 JOBS = "/apis/kubeflow.org/v1/namespaces/{ns}/pytorchjobs"
+Status = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def call(account_config: Path) -> Any:
+def call(account_config: Path) -> Status:
     """Status of a call with the token of the steps' account."""
     return caller(account_config)
 
 
-def caller(path: Path) -> Any:
+def caller(path: Path) -> Status:
     """A function that makes a call with the token of a KUBECONFIG; it returns the status."""
     from kubernetes import client, config
     from kubernetes.client.exceptions import ApiException
@@ -30,7 +31,9 @@ def caller(path: Path) -> Any:
     config.load_kube_config(str(path), client_configuration=settings)
     api = client.ApiClient(settings)
 
-    def status(method: str, path: str, body: Any = None, namespace: str = "cosmos") -> int:
+    def status(
+        method: str, path: str, body: Mapping[str, Any] | None = None, namespace: str = "cosmos"
+    ) -> int:
         path, _, text = path.partition("?")
         query = [tuple(pair.split("=", 1)) for pair in text.split("&") if pair]
         headers = {"Content-Type": "application/json"}
@@ -54,7 +57,7 @@ def caller(path: Path) -> Any:
     return status
 
 
-def test_the_launcher_s_calls_are_allowed(call: Any, node_store: str) -> None:
+def test_the_launcher_s_calls_are_allowed(call: Status, node_store: str) -> None:
     name = f"r-{uuid.uuid4().hex[:8]}"
     request = LaunchRequest(name=name, image="none", command=("-c", "pass"), suspend=True)
     body = PyTorchJob().body(request)
@@ -100,12 +103,12 @@ def test_the_launcher_s_calls_are_allowed(call: Any, node_store: str) -> None:
         ("GET", "/api/v1/namespaces"),
     ],
 )
-def test_everything_else_is_refused(call: Any, method: str, path: str) -> None:
+def test_everything_else_is_refused(call: Status, method: str, path: str) -> None:
     assert call(method, path, {} if method != "GET" else None) == 403
 
 
 @pytest.mark.parametrize("path", [JOBS + "/x", "/api/v1/namespaces/{ns}/pods"])
-def test_other_namespaces_are_out_of_reach(call: Any, path: str) -> None:
+def test_other_namespaces_are_out_of_reach(call: Status, path: str) -> None:
     assert call("GET", path, namespace="default") == 403
 
 

@@ -7,18 +7,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from components.lib.store import ObjectStore
-from components.lib.store.embedded import weed_binary
+from components.lib.store.embedded import EmbeddedStore, weed_binary
 from components.lib.store.errors import StoreError
 
 from ..images.building import BASE, ensure_base
 from ..manifests.kustomize import build
-from .conftest import NAMESPACE, ROOT, kubectl
+from .kubectl import NAMESPACE, ROOT, kubectl
 
 IMAGE = "local/seaweedfs:test"
 POD = "seaweedfs-0"
@@ -82,7 +81,7 @@ def client(credentials: dict[str, str]) -> ObjectStore:
 
 @pytest.mark.timeout(900)
 def test_the_store_serves_with_the_secret_s_keys_and_keeps_its_objects(
-    seaweedfs: None, embedded_store: Any
+    seaweedfs: None, embedded_store: EmbeddedStore
 ) -> None:
     store = client(embedded_store.env)
     store.ensure_bucket("cosmos")

@@ -9,15 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from components.lib.manifest import Manifest
 from components.lib.store import ObjectStore
+from components.lib.store.embedded import EmbeddedStore
 
-from .conftest import NAMESPACE, ROOT, kubectl
+from .kubectl import NAMESPACE, ROOT, kubectl
 
 STEPS = 24
 Stage = Callable[..., "Running"]
@@ -53,7 +53,7 @@ class Running:
 def stage(
     training_inputs: dict[str, str],
     account_config: Path,
-    embedded_store: Any,
+    embedded_store: EmbeddedStore,
     image: str,
     tmp_path: Path,
 ) -> Stage:

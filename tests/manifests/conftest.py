@@ -4,16 +4,16 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from .kustomize import build, read
+from .kustomize import Document, build, read
 
 DATA = Path(__file__).parents[1] / "data"
 ROOT = Path(__file__).parents[2] / "manifests"
+Everything = list[tuple[Path, Document]]
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
 
 
@@ -23,7 +23,7 @@ class Schemas:
     def __init__(self) -> None:
         self.versions = json.loads(lzma.decompress((DATA / "kubernetes.json.xz").read_bytes()))
 
-    def problems(self, version: Any, document: Any) -> Any:
+    def problems(self, version: str, document: Document) -> list[str]:
         """What this version of Kubernetes has against a document."""
         key = f"{document['apiVersion']}/{document['kind']}"
         found = self.versions[version]
@@ -31,10 +31,11 @@ class Schemas:
             return [f"{key} is not known to Kubernetes {version}"]
         return list(self._check(found["types"], found["kinds"][key], document, key))
 
-    def pod_problems(self, version: Any, spec: Any) -> Any:
+    def pod_problems(self, version: str, spec: Document) -> list[str]:
+        """What it has against the spec of a pod."""
         return list(self._check(self.versions[version]["types"], "V1PodSpec", spec, "pod"))
 
-    def _check(self, types: Any, kind: Any, value: Any, where: Any) -> Iterator[str]:
+    def _check(self, types: Document, kind: str, value: object, where: str) -> Iterator[str]:
         if match := re.fullmatch(r"list\[(.*)\]", kind):
             if not isinstance(value, list):
                 yield f"{where} must be a list"
@@ -61,7 +62,7 @@ class Schemas:
                     inner = types[kind]["fields"][field]
                     yield from self._check(types, inner, item, f"{where}.{field}")
         else:
-            plain: dict[str, Any] = {
+            plain: dict[str, type | tuple[type, ...]] = {
                 "str": str,
                 "int": int,
                 "bool": bool,
@@ -73,7 +74,7 @@ class Schemas:
                 yield f"{where} must be int, not {value!r}"
 
 
-def pod_templates(documents: Any) -> Any:
+def pod_templates(documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
     """(name, pod spec) of everything that starts pods."""
     for document in documents:
         name = f"{document['kind']}/{document['metadata']['name']}"
@@ -85,14 +86,15 @@ def pod_templates(documents: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def schemas() -> Any:
+def schemas() -> Schemas:
+    """All versions."""
     return Schemas()
 
 
 @pytest.fixture(scope="session")
-def everything() -> Any:
+def everything() -> Everything:
     """Every document of every base, component and overlay."""
-    documents = []
+    documents: Everything = []
     for path in sorted(ROOT.rglob("*.yaml")):
         if path.name != "kustomization.yaml":
             documents += [(path.relative_to(ROOT), document) for document in read(path)]
@@ -100,10 +102,12 @@ def everything() -> Any:
 
 
 @pytest.fixture(scope="session")
-def crds() -> Any:
+def crds() -> Document:
+    """The training operators' kinds."""
     return json.loads(gzip.decompress((DATA / "crds.json.gz").read_bytes()))
 
 
 @pytest.fixture(params=["single-node", "production"])
-def overlay(request: Any) -> Any:
+def overlay(request: pytest.FixtureRequest) -> list[Document]:
+    """The documents of an overlay, built."""
     return build(ROOT / "overlays" / request.param)

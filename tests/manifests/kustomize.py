@@ -52,20 +52,25 @@ def put_into(namespace: str, documents: list[Document]) -> None:
             subject["namespace"] = namespace
 
 
-def apply(patch: Any, target: Document | None, documents: list[Document]) -> None:
+def apply(
+    patch: Document | list[Document], target: Document | None, documents: list[Document]
+) -> None:
     """A list of JSON operations on the target, or a document merged into its namesake."""
-    operations = patch if isinstance(patch, list) else None
-    wanted = target or {"kind": patch["kind"], "name": patch["metadata"]["name"]}
+    if isinstance(patch, list):
+        assert target, "a list of operations names its target"
+        wanted = target
+    else:
+        wanted = target or {"kind": patch["kind"], "name": patch["metadata"]["name"]}
     found = [
         document
         for document in documents
         if document["kind"] == wanted["kind"] and document["metadata"]["name"] == wanted["name"]
     ]
     assert len(found) == 1, f"a patch of {wanted} meets {len(found)} documents"
-    if operations is None:
+    if isinstance(patch, dict):
         merge(found[0], patch)
         return
-    for operation in operations:
+    for operation in patch:
         assert operation["op"] == "replace", operation
         *path, last = (
             part.replace("~1", "/").replace("~0", "~")

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-from typing import Any
 
 import jsonschema
 import pytest
@@ -13,19 +12,21 @@ from components.training.launch.interface import LaunchRequest
 from components.training.launch.pods import pod_spec
 from components.training.launch.trainjob import TrainJob
 
-from .conftest import QUANTITY, ROOT, pod_templates
-from .kustomize import build
+from .conftest import QUANTITY, ROOT, Everything, Schemas, pod_templates
+from .kustomize import Document, build
 
 VERSIONS = [f"1.{minor}" for minor in range(28, 35)]
 FOREIGN = ("trainer.kubeflow.org/", "kueue.x-k8s.io/")
 
 
-def in_kubernetes(document: Any) -> Any:
+def in_kubernetes(document: Document) -> bool:
     return not document["apiVersion"].startswith(FOREIGN)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_document_fits_the_version(schemas: Any, everything: Any, version: Any) -> None:
+def test_every_document_fits_the_version(
+    schemas: Schemas, everything: Everything, version: str
+) -> None:
     problems = [
         f"{path}: {problem}"
         for path, document in everything
@@ -37,7 +38,7 @@ def test_every_document_fits_the_version(schemas: Any, everything: Any, version:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_pods_of_the_launcher_and_of_the_runtime_fit_the_version(
-    schemas: Any, everything: Any, version: Any
+    schemas: Schemas, everything: Everything, version: str
 ) -> None:
     request = LaunchRequest(
         name="x", image="i", command=("a",), priority_class="p", node_selector={"a": "b"}
@@ -47,7 +48,7 @@ def test_pods_of_the_launcher_and_of_the_runtime_fit_the_version(
         assert schemas.pod_problems(version, spec) == [], name
 
 
-def test_the_check_finds_mistakes(schemas: Any) -> None:
+def test_the_check_finds_mistakes(schemas: Schemas) -> None:
     """An oracle that cannot fail proves nothing."""
     policy = {
         "apiVersion": "networking.k8s.io/v1",
@@ -63,7 +64,7 @@ def test_the_check_finds_mistakes(schemas: Any) -> None:
     assert "not known" in schemas.problems("1.30", old)[0]
 
 
-def test_the_training_runtime_fits_its_crd(everything: Any, crds: Any) -> None:
+def test_the_training_runtime_fits_its_crd(everything: Everything, crds: Document) -> None:
     runtimes = [document for _, document in everything if document["kind"] == "TrainingRuntime"]
     schema = crds["TrainingRuntime"]["schema"]
     assert len(runtimes) == 1
@@ -77,7 +78,7 @@ def test_the_training_runtime_fits_its_crd(everything: Any, crds: Any) -> None:
     ]
 
 
-def test_pods_are_restricted(everything: Any) -> None:
+def test_pods_are_restricted(everything: Everything) -> None:
     for name, spec in pod_templates([document for _, document in everything]):
         security = spec["securityContext"]
         assert security["runAsNonRoot"] is True, name
@@ -98,7 +99,7 @@ def test_pods_are_restricted(everything: Any) -> None:
             assert "memory" in resources["limits"], name
 
 
-def test_images_are_pinned(everything: Any) -> None:
+def test_images_are_pinned(everything: Everything) -> None:
     """By digest, or our own, which releases replace by digest."""
     images = [
         container["image"]
@@ -111,7 +112,7 @@ def test_images_are_pinned(everything: Any) -> None:
         assert not image.endswith(":latest")
 
 
-def test_roles_grant_no_more_than_listed(everything: Any) -> None:
+def test_roles_grant_no_more_than_listed(everything: Everything) -> None:
     """The whole grant, written out: widening a role must change this test."""
     granted = set()
     for _, document in everything:
@@ -138,7 +139,7 @@ def test_roles_grant_no_more_than_listed(everything: Any) -> None:
     }
 
 
-def test_only_the_pipeline_account_is_bound(overlay: Any) -> None:
+def test_only_the_pipeline_account_is_bound(overlay: list[Document]) -> None:
     accounts = {d["metadata"]["name"] for d in overlay if d["kind"] == "ServiceAccount"}
     for document in overlay:
         if document["kind"] == "RoleBinding":
@@ -146,13 +147,15 @@ def test_only_the_pipeline_account_is_bound(overlay: Any) -> None:
             assert document["subjects"][0]["name"] in accounts
 
 
-def test_the_namespace_enforces_restricted(overlay: Any) -> None:
+def test_the_namespace_enforces_restricted(overlay: list[Document]) -> None:
     namespace = next(document for document in overlay if document["kind"] == "Namespace")
     labels = namespace["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_traffic_is_denied_by_default_and_the_internet_opened_only_by_label(overlay: Any) -> None:
+def test_traffic_is_denied_by_default_and_the_internet_opened_only_by_label(
+    overlay: list[Document],
+) -> None:
     policies = {d["metadata"]["name"]: d["spec"] for d in overlay if d["kind"] == "NetworkPolicy"}
     deny = policies.pop("default-deny")
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
@@ -165,7 +168,7 @@ def test_traffic_is_denied_by_default_and_the_internet_opened_only_by_label(over
                     }, name
 
 
-def test_ranks_may_reach_each_other_and_are_labelled_for_it(everything: Any) -> None:
+def test_ranks_may_reach_each_other_and_are_labelled_for_it(everything: Everything) -> None:
     from components.training.launch.pods import pod_labels
 
     policy = next(d for _, d in everything if d["metadata"]["name"] == "rank-to-rank")
@@ -175,11 +178,11 @@ def test_ranks_may_reach_each_other_and_are_labelled_for_it(everything: Any) -> 
     assert policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items() == wanted
 
 
-def test_no_secret_is_part_of_a_kustomization(overlay: Any) -> None:
+def test_no_secret_is_part_of_a_kustomization(overlay: list[Document]) -> None:
     assert not [document for document in overlay if document["kind"] == "Secret"]
 
 
-def test_secret_templates_have_the_keys_that_the_pipelines_read(everything: Any) -> None:
+def test_secret_templates_have_the_keys_that_the_pipelines_read(everything: Everything) -> None:
     from components.training.launch.names import HUGGINGFACE, STORE, WANDB
 
     templates = {d["metadata"]["name"]: d["stringData"] for _, d in everything
@@ -190,7 +193,7 @@ def test_secret_templates_have_the_keys_that_the_pipelines_read(everything: Any)
     assert set(uses["cosmos-wandb"]) == {"api-key"}
 
 
-def test_the_store_of_kfp_uses_the_same_secret(everything: Any) -> None:
+def test_the_store_of_kfp_uses_the_same_secret(everything: Everything) -> None:
     for _, document in everything:
         if document["metadata"]["name"] == "kfp-launcher":
             providers = yaml.safe_load(document["data"]["providers"])
@@ -202,7 +205,7 @@ def test_the_store_of_kfp_uses_the_same_secret(everything: Any) -> None:
             }
 
 
-def test_quantities_and_selectors_are_well_formed(everything: Any) -> None:
+def test_quantities_and_selectors_are_well_formed(everything: Everything) -> None:
     for path, document in everything:
         if document["kind"] == "ResourceQuota":
             for value in document["spec"]["hard"].values():
@@ -214,7 +217,7 @@ def test_quantities_and_selectors_are_well_formed(everything: Any) -> None:
                 assert "readinessProbe" in container and "livenessProbe" in container
 
 
-def test_kueue_names_agree(everything: Any) -> None:
+def test_kueue_names_agree(everything: Everything) -> None:
     """No schema of Kueue is at hand; its cross references are checked instead."""
     kueue = {d["kind"]: d for _, d in everything if d["apiVersion"].startswith("kueue")}
     cluster_queue = kueue["ClusterQueue"]
@@ -255,7 +258,9 @@ def test_kubectl_builds_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_is_applied_fits_the_version(schemas: Any, overlay: Any, version: Any) -> None:
+def test_what_is_applied_fits_the_version(
+    schemas: Schemas, overlay: list[Document], version: str
+) -> None:
     """The built overlays: patches may break what the files had right."""
     for document in overlay:
         if in_kubernetes(document):

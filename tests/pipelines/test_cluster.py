@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,16 +13,26 @@ from components.training.launch.kube import Cluster
 from components.training.launch.pytorchjob import PyTorchJob
 from pipelines import client
 from pipelines.backend import cluster
+from pipelines.client import Server
+from tests.servers.faults import Trouble
+from tests.servers.kfp import FakeKfp
+from tests.servers.kubernetes import NAMESPACE, FakeKubernetes, api_client, fake_kubernetes
 
-from ..training.launch.conftest import NAMESPACE, api_client, kubernetes  # noqa: F401
 from .test_submit import VIDEOS, invoke
 
 RUN = "0b1c-run"
-PASSING = [401, 408, 429, 500, 502, 503, 504, "drop", "hang", "login page"]
+PASSING: list[Trouble] = [401, 408, 429, 500, 502, 503, 504, "drop", "hang", "login page"]
 
 
 @pytest.fixture
-def administrator(kubernetes: Any) -> Cluster:  # noqa: F811
+def kubernetes() -> Iterator[FakeKubernetes]:
+    """A Kubernetes API server in memory."""
+    with fake_kubernetes() as fake:
+        yield fake
+
+
+@pytest.fixture
+def administrator(kubernetes: FakeKubernetes) -> Cluster:
     """A person with access to the namespace, and a patience for tests."""
     return Cluster(
         api_client(kubernetes.url, "admin"),
@@ -36,7 +46,7 @@ def administrator(kubernetes: Any) -> Cluster:  # noqa: F811
     )
 
 
-def start(kubernetes: Any, name: str, run: str, annotation: str = "") -> None:  # noqa: F811
+def start(kubernetes: FakeKubernetes, name: str, run: str, annotation: str = "") -> None:
     request = LaunchRequest(name=name, image="i", command=("x",), labels={RUN_LABEL: run})
     body = PyTorchJob().body(request)
     if annotation:
@@ -46,9 +56,9 @@ def start(kubernetes: Any, name: str, run: str, annotation: str = "") -> None:  
 
 @pytest.mark.parametrize("status", [None, *PASSING])
 def test_only_the_jobs_of_the_run_are_deleted(
-    kubernetes: Any,  # noqa: F811
+    kubernetes: FakeKubernetes,
     administrator: Cluster,
-    status: Any,
+    status: Trouble | None,
 ) -> None:
     start(kubernetes, "mine", RUN)
     start(kubernetes, "of-another-run", "other")
@@ -62,9 +72,9 @@ def test_only_the_jobs_of_the_run_are_deleted(
 
 @pytest.mark.parametrize("status", [None, *PASSING])
 def test_progress_is_read_from_the_job(
-    kubernetes: Any,  # noqa: F811
+    kubernetes: FakeKubernetes,
     administrator: Cluster,
-    status: Any,
+    status: Trouble | None,
 ) -> None:
     if status is not None:
         kubernetes.fail("GET", "pytorchjobs", status, times=2)
@@ -74,14 +84,14 @@ def test_progress_is_read_from_the_job(
     assert line == "training: step 3/10, loss 0.5, 70 s left"
 
 
-def test_without_the_right_to_list_that_is_said(kubernetes: Any) -> None:  # noqa: F811
+def test_without_the_right_to_list_that_is_said(kubernetes: FakeKubernetes) -> None:
     step = Cluster(api_client(kubernetes.url, "good"), NAMESPACE, print)
-    with pytest.raises(UserError, match="forbidden: no right to list"):
+    with pytest.raises(UserError, match=r'forbidden: User .* cannot list resource "pytorchjobs"'):
         cluster.progress_line(step, RUN)
 
 
 def test_the_log_is_that_of_the_working_pod(
-    kubernetes: Any,  # noqa: F811
+    kubernetes: FakeKubernetes,
     administrator: Cluster,
 ) -> None:
     """KFP lists a driver's pod too; one that is gone or has not started is passed over."""
@@ -97,9 +107,9 @@ def test_the_log_is_that_of_the_working_pod(
 
 @pytest.mark.parametrize("status", ["drop", "hang", 500])
 def test_a_followed_log_survives_broken_streams(
-    kubernetes: Any,  # noqa: F811
+    kubernetes: FakeKubernetes,
     administrator: Cluster,
-    status: Any,
+    status: Trouble,
 ) -> None:
     kubernetes.pod("worker", {}, "Running")
     kubernetes.log("worker", "one", "two<cut>", "three")
@@ -112,10 +122,10 @@ def test_a_followed_log_survives_broken_streams(
 
 
 def test_logs_take_the_step_that_failed(
-    kubernetes: Any,  # noqa: F811
+    kubernetes: FakeKubernetes,
     administrator: Cluster,
-    kfp_server: Any,
-    server: Any,
+    kfp_server: FakeKfp,
+    server: Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cluster, "connect", lambda *_arguments: administrator)

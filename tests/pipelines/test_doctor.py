@@ -3,9 +3,7 @@
 import base64
 import json
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,9 @@ import yaml
 
 from components.training.launch.kube import Cluster
 from pipelines.backend import checks
+from pipelines.backend.checks import Finding
+from tests.servers.kfp import FakeKfp
+from tests.servers.loopback import Json, QuietHandler, serving
 
 from .test_submit import invoke
 
@@ -45,46 +46,42 @@ class Kubernetes:
         }
 
 
+class DoctorHandler(QuietHandler):
+    """Answers from the paths of its class's ``fake``, and reviews of rights from its refusals."""
+
+    fake: Kubernetes
+
+    def do_GET(self) -> None:
+        self.reply(self.fake.answers.get(self.path, 404))
+
+    def do_POST(self) -> None:
+        spec = json.loads(self.body())["spec"]
+        if self.fake.answers.get("reviews") == 403:
+            self.reply(403)
+            return
+        assert spec["user"] == ACCOUNT
+        attributes = spec["resourceAttributes"]
+        allowed = (attributes["verb"], attributes["resource"]) not in self.fake.refused_rights
+        self.reply({"status": {"allowed": allowed}})
+
+    def reply(self, answer: Json | int) -> None:
+        if isinstance(answer, int):
+            self.send_json(answer, {"message": "no"})
+        else:
+            self.send_json(200, answer)
+
+
 @pytest.fixture
 def kubernetes() -> Iterator[Kubernetes]:
+    """Such a server, for a good cluster."""
     fake = Kubernetes()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.reply(fake.answers.get(self.path, 404))
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if fake.answers.get("reviews") == 403:
-                self.reply(403)
-                return
-            assert body["spec"]["user"] == ACCOUNT
-            attributes = body["spec"]["resourceAttributes"]
-            allowed = (attributes["verb"], attributes["resource"]) not in fake.refused_rights
-            self.reply({"status": {"allowed": allowed}})
-
-        def reply(self, answer: Any) -> None:
-            status = answer if isinstance(answer, int) else 200
-            data = json.dumps({"message": "no"} if isinstance(answer, int) else answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    yield fake
-    server.shutdown()
-    server.server_close()
+    with serving(type("Handler", (DoctorHandler,), {"fake": fake})) as fake.url:
+        yield fake
 
 
 @pytest.fixture
-def cluster(kubernetes: Any) -> Any:
+def cluster(kubernetes: Kubernetes) -> Cluster:
+    """An impatient client of it."""
     from kubernetes import client
 
     settings = client.Configuration()
@@ -93,18 +90,18 @@ def cluster(kubernetes: Any) -> Any:
     return Cluster(client.ApiClient(settings), "cosmos", print, patience_s=0.1, unauthorized_s=0.1)
 
 
-def bad(findings: Any) -> Any:
+def bad(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.state == "bad"]
 
 
-def test_a_good_cluster_is_all_good(cluster: Any) -> None:
+def test_a_good_cluster_is_all_good(cluster: Cluster) -> None:
     for check in (checks.kubernetes, checks.secrets, checks.gpus):
         findings = list(check(cluster))
         assert findings
         assert [finding.state for finding in findings] == ["good"] * len(findings)
 
 
-def test_one_kind_of_job_is_enough(cluster: Any, kubernetes: Any) -> None:
+def test_one_kind_of_job_is_enough(cluster: Cluster, kubernetes: Kubernetes) -> None:
     del kubernetes.answers["/apis/trainer.kubeflow.org/v1alpha1"]
     assert not bad(checks.kubernetes(cluster))
     del kubernetes.answers["/apis/kubeflow.org/v1"]
@@ -116,14 +113,16 @@ def test_one_kind_of_job_is_enough(cluster: Any, kubernetes: Any) -> None:
     assert "training-operator" in missing[0].advice
 
 
-def test_missing_rights_are_listed(cluster: Any, kubernetes: Any) -> None:
+def test_missing_rights_are_listed(cluster: Cluster, kubernetes: Kubernetes) -> None:
     kubernetes.refused_rights = {("delete", "pytorchjobs"), ("list", "events")}
     found = bad(checks.kubernetes(cluster))
     assert "may not delete pytorchjobs, list events" in found[0].what
     assert "kubectl apply -k" in found[0].advice
 
 
-def test_rights_that_may_not_be_asked_for_are_unsure(cluster: Any, kubernetes: Any) -> None:
+def test_rights_that_may_not_be_asked_for_are_unsure(
+    cluster: Cluster, kubernetes: Kubernetes
+) -> None:
     kubernetes.answers["reviews"] = 403
     states = {finding.what: finding for finding in checks.kubernetes(cluster)}
     finding = states["rights of the ServiceAccount cosmos-pipeline"]
@@ -131,7 +130,7 @@ def test_rights_that_may_not_be_asked_for_are_unsure(cluster: Any, kubernetes: A
     assert "kubectl auth can-i" in finding.advice
 
 
-def test_secrets_must_exist_and_be_filled_in(cluster: Any, kubernetes: Any) -> None:
+def test_secrets_must_exist_and_be_filled_in(cluster: Cluster, kubernetes: Kubernetes) -> None:
     root = "/api/v1/namespaces/cosmos/secrets"
     del kubernetes.answers[f"{root}/cosmos-wandb"]
     assert not bad(checks.secrets(cluster))
@@ -146,14 +145,16 @@ def test_secrets_must_exist_and_be_filled_in(cluster: Any, kubernetes: Any) -> N
     ]
 
 
-def test_nodes_without_gpus_are_said(cluster: Any, kubernetes: Any) -> None:
+def test_nodes_without_gpus_are_said(cluster: Cluster, kubernetes: Kubernetes) -> None:
     kubernetes.answers["/api/v1/nodes"]["items"][0]["status"]["allocatable"] = {}
     assert "none of 1 nodes offers nvidia.com/gpu" in bad(checks.gpus(cluster))[0].what
     kubernetes.answers["/api/v1/nodes"] = 403
     assert next(iter(checks.gpus(cluster))).state == "unsure"
 
 
-def test_the_store_is_written_and_read(store_env: Any, storage_root: Any, monkeypatch: Any) -> None:
+def test_the_store_is_written_and_read(
+    store_env: dict[str, str], storage_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in store_env.items():
         monkeypatch.setenv(name, value)
     assert [finding.state for finding in checks.storage(storage_root)] == ["good"]
@@ -172,12 +173,12 @@ def test_the_store_is_written_and_read(store_env: Any, storage_root: Any, monkey
     ],
 )
 def test_hugging_face_answers_become_advice(
-    monkeypatch: Any, status: Any, state: Any, advice: Any
+    monkeypatch: pytest.MonkeyPatch, status: int, state: str, advice: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    asked: list[Any] = []
+    asked: list[tuple[str, Mapping[str, str]]] = []
 
-    def get(method: Any, url: Any, headers: Any, **_options: Any) -> Any:
+    def get(method: str, url: str, headers: Mapping[str, str], **_options: object) -> object:
         asked.append((url, headers))
         return type("Response", (), {"status": status})
 
@@ -189,7 +190,7 @@ def test_hugging_face_answers_become_advice(
 
 
 def test_the_command_fails_when_something_is_bad(
-    kfp_server: Any, quick: Any, monkeypatch: Any
+    kfp_server: FakeKfp, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)

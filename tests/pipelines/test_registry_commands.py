@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
 
 import pytest
 import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from components.lib.contract import UserError
-from components.lib.manifest import MANIFEST_NAME, FileEntry, InputRef, Manifest, load_manifest
+from components.lib.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    InputRef,
+    Kind,
+    Manifest,
+    load_manifest,
+)
 from components.lib.report.scores import ClipScore, Evaluation, ModelRef, weights_digest
+from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord, record_line
 from pipelines.commands import lineage, promote, report, rollback
 
@@ -21,16 +31,31 @@ VIDEO = "s3://fleet/a/one.mp4"
 AGAIN = "s3://fleet/b/copy-of-one.mp4"
 CONTENT = b"what lies under both names"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+TypeIn = Callable[..., Result]
+Runs = list[tuple[str, str]]
+
+
+class Publish(Protocol):
+    """Writes files and a manifest; returns the manifest's URI."""
+
+    def __call__(
+        self,
+        kind: Kind,
+        name: str,
+        files: Mapping[str, bytes],
+        inputs: Sequence[tuple[str, str]] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> str: ...
 
 
 @pytest.fixture
-def type_in(store_env: Any, monkeypatch: Any) -> Callable[..., typer.testing.Result]:
+def type_in(store_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> TypeIn:
     """Run a command module with arguments against the test's store."""
     for key, value in store_env.items():
         if key.startswith("AWS_"):
             monkeypatch.setenv(key, value)
 
-    def go(module: Any, *arguments: Any) -> Any:
+    def go(module: ModuleType, *arguments: str) -> Result:
         app = typer.Typer()
         app.command()(module.command)
         return CliRunner().invoke(app, list(arguments))
@@ -39,10 +64,16 @@ def type_in(store_env: Any, monkeypatch: Any) -> Callable[..., typer.testing.Res
 
 
 @pytest.fixture
-def publish(store: Any, storage_root: Any) -> Any:
-    """Write files and a manifest; returns the manifest's URI."""
+def publish(store: ObjectStore, storage_root: str) -> Publish:
+    """See `Publish`."""
 
-    def write(kind: Any, name: Any, files: Any, inputs: Any = (), config: Any = None) -> Any:
+    def write(
+        kind: Kind,
+        name: str,
+        files: Mapping[str, bytes],
+        inputs: Sequence[tuple[str, str]] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> str:
         uri = f"{storage_root}/{kind}/{name}/"
         entries = []
         for path, data in files.items():
@@ -54,7 +85,7 @@ def publish(store: Any, storage_root: Any) -> Any:
         }
         manifest = Manifest(
             kind=kind, stage=kind, stage_version="1", address=name, uri=uri,
-            files=tuple(entries), inputs=refs, config=config or {},
+            files=tuple(entries), inputs=refs, config=dict(config or {}),
         )  # fmt: skip
         store.put_bytes(uri + MANIFEST_NAME, manifest.model_dump_json().encode())
         return uri + MANIFEST_NAME
@@ -63,7 +94,7 @@ def publish(store: Any, storage_root: Any) -> Any:
 
 
 @pytest.fixture
-def runs(publish: Any, store: Any) -> Any:
+def runs(publish: Publish, store: ObjectStore) -> Runs:
     """(training, evaluation) of a good first run and of a bad one."""
     record = VideoRecord(uri=VIDEO, sha256=SHA256, split="train")
     again = record.model_copy(update={"uri": AGAIN, "status": "duplicate", "split": None})
@@ -96,7 +127,7 @@ def runs(publish: Any, store: Any) -> Any:
     return pairs
 
 
-def test_promote_lineage_and_rollback(type_in: Any, runs: Any, storage_root: Any) -> None:
+def test_promote_lineage_and_rollback(type_in: TypeIn, runs: Runs, storage_root: str) -> None:
     root = ("--storage-root", storage_root)
     good, bad = [("--training", t, "--evaluation", e) for t, e in runs]
     done = type_in(promote, "m", *good, *root)
@@ -120,7 +151,7 @@ def test_promote_lineage_and_rollback(type_in: Any, runs: Any, storage_root: Any
 
 
 def test_every_name_of_a_content_finds_the_models_that_used_it(
-    runs: Any, type_in: Any, store: Any, storage_root: Any, tmp_path: Any
+    runs: Runs, type_in: TypeIn, store: ObjectStore, storage_root: str, tmp_path: Path
 ) -> None:
     root = ("--storage-root", storage_root)
     training, evaluation = runs[0]
@@ -134,7 +165,7 @@ def test_every_name_of_a_content_finds_the_models_that_used_it(
     assert "No model version" in type_in(lineage, "--video", later, *root).output
 
 
-def test_mistakes_are_sentences(type_in: Any, runs: Any, storage_root: Any) -> None:
+def test_mistakes_are_sentences(type_in: TypeIn, runs: Runs, storage_root: str) -> None:
     root = ("--storage-root", storage_root)
     cases = [
         (lineage, ("m@4", *root), r"no m@4 \(there are: none\)"),
@@ -151,7 +182,7 @@ def test_mistakes_are_sentences(type_in: Any, runs: Any, storage_root: Any) -> N
             raise result.exception
 
 
-def test_report_compares_runs_from_the_store(type_in: Any, runs: Any, tmp_path: Any) -> None:
+def test_report_compares_runs_from_the_store(type_in: TypeIn, runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "sub" / "compare.html"
     done = type_in(report, runs[0][0], runs[1][0], "--output", str(output))
     assert done.exit_code == 0, done.output

@@ -1,17 +1,20 @@
 """Recurring runs: cron, no catching up, one at a time."""
 
-from typing import Any
-
 import pytest
 
 from components.lib.contract import UserError
 from pipelines import client
 from pipelines.backend import schedules
+from pipelines.client import Server
+from tests.servers.faults import Trouble
+from tests.servers.kfp import FakeKfp
 
 from .test_submit import PASSING, VIDEOS, invoke
 
 
-def test_a_schedule_runs_one_at_a_time_and_does_not_catch_up(kfp_server: Any, server: Any) -> None:
+def test_a_schedule_runs_one_at_a_time_and_does_not_catch_up(
+    kfp_server: FakeKfp, server: Server
+) -> None:
     made = client.create_schedule(server, "nightly", "tokenizer", "0 2 * * *", VIDEOS)
     stored = kfp_server.schedules[made.schedule_id]
     assert stored["no_catchup"] is True
@@ -22,21 +25,21 @@ def test_a_schedule_runs_one_at_a_time_and_does_not_catch_up(kfp_server: Any, se
     assert made.enabled and made.parameters == VIDEOS
 
 
-def test_names_are_unique(kfp_server: Any, server: Any) -> None:
+def test_names_are_unique(kfp_server: FakeKfp, server: Server) -> None:
     client.create_schedule(server, "nightly", "tokenizer", "0 2 * * *", VIDEOS)
     with pytest.raises(UserError, match="There is a schedule 'nightly' already"):
         client.create_schedule(server, "nightly", "tokenizer", "0 3 * * *", VIDEOS)
     assert len(kfp_server.schedules) == 1
 
 
-def test_a_lost_answer_makes_no_second_schedule(kfp_server: Any, server: Any) -> None:
+def test_a_lost_answer_makes_no_second_schedule(kfp_server: FakeKfp, server: Server) -> None:
     kfp_server.fail("POST", "/recurringruns", 504, after=True)
     client.create_schedule(server, "nightly", "tokenizer", "0 2 * * *", VIDEOS)
     assert len(kfp_server.schedules) == 1
 
 
 @pytest.mark.parametrize("status", PASSING)
-def test_passing_errors_pass(kfp_server: Any, server: Any, status: Any) -> None:
+def test_passing_errors_pass(kfp_server: FakeKfp, server: Server, status: Trouble) -> None:
     kfp_server.fail("GET", "/recurringruns", status)
     made = client.create_schedule(server, "nightly", "tokenizer", "0 2 * * *", VIDEOS)
     stored = kfp_server.schedules[made.schedule_id]
@@ -55,21 +58,23 @@ def test_passing_errors_pass(kfp_server: Any, server: Any, status: Any) -> None:
     ("status", "words"),
     [(403, "You may not do that in namespace"), (404, "Check the name"), (410, "answers 410")],
 )
-def test_refusals_say_what_was_asked(kfp_server: Any, server: Any, status: Any, words: Any) -> None:
+def test_refusals_say_what_was_asked(
+    kfp_server: FakeKfp, server: Server, status: Trouble, words: str
+) -> None:
     client.create_schedule(server, "nightly", "tokenizer", "0 2 * * *", VIDEOS)
     kfp_server.fail("POST", ":disable", status)
     with pytest.raises(UserError, match=f"Pausing 'nightly'.*{words}"):
         client.pause_schedule(server, "nightly")
 
 
-def test_many_schedules_are_all_listed(kfp_server: Any, server: Any) -> None:
+def test_many_schedules_are_all_listed(kfp_server: FakeKfp, server: Server) -> None:
     names = [f"s{index}" for index in range(5)]
     for name in names:
         client.create_schedule(server, name, "tokenizer", "0 2 * * *", VIDEOS)
     assert [schedule.name for schedule in client.list_schedules(server)] == names
 
 
-def test_pause_resume_delete_by_name(kfp_server: Any) -> None:
+def test_pause_resume_delete_by_name(kfp_server: FakeKfp) -> None:
     created = invoke("schedule", "create", "nightly", "tokenizer", "--cron", "30 2 * * 1-5",
                      "-p", "videos=s3://a/b")  # fmt: skip
     assert created.exit_code == 0, created.output
@@ -95,19 +100,19 @@ def test_pause_resume_delete_by_name(kfp_server: Any) -> None:
         ("0 0 1,15 * ?", "0 0 0 1,15 * ?"),
     ],
 )
-def test_five_fields_become_six(cron: Any, expected: Any) -> None:
+def test_five_fields_become_six(cron: str, expected: str) -> None:
     assert schedules.six_fields(cron) == expected
 
 
 @pytest.mark.parametrize("cron", ["daily", "61 3 * * *", "0 3 * *", "0 0 0 3 * * *", "0 3 * 13 *"])
-def test_bad_cron_expressions_are_refused(cron: Any) -> None:
+def test_bad_cron_expressions_are_refused(cron: str) -> None:
     with pytest.raises(UserError, match="cron expression"):
         schedules.six_fields(cron)
 
 
 @pytest.mark.parametrize("pipeline", ["fleet", "fleet-tokenizer"])
 def test_fleet_retraining_is_scheduled_and_submitted_like_the_others(
-    kfp_server: Any, server: Any, pipeline: str
+    kfp_server: FakeKfp, server: Server, pipeline: str
 ) -> None:
     form = {**VIDEOS, "min_new_videos": 50, "old_per_new": 0.25}
     made = client.create_schedule(server, "nightly", pipeline, "0 2 * * *", form)

@@ -3,21 +3,24 @@
 import importlib
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import yaml
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from components.lib.contract import UserError
 from pipelines import client
 from pipelines.client import Connection, Server
+from tests.servers.faults import Trouble
+from tests.servers.kfp import FakeKfp
 
 VIDEOS = {"videos": "s3://fleet/day-1"}
 
 
-def invoke(name: Any, *arguments: Any) -> Any:
+def invoke(name: str, *arguments: str) -> Result:
     """Run a command as the command line does."""
     module = importlib.import_module(f"pipelines.commands.{name}")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -25,7 +28,7 @@ def invoke(name: Any, *arguments: Any) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
-def test_a_run_is_started_from_the_uploaded_version(kfp_server: Any, server: Any) -> None:
+def test_a_run_is_started_from_the_uploaded_version(kfp_server: FakeKfp, server: Server) -> None:
     run = client.submit(server, "tokenizer", VIDEOS)
     stored = kfp_server.runs[run.run_id]
     version = kfp_server.versions[stored["pipeline_version_reference"]["pipeline_version_id"]]
@@ -35,7 +38,7 @@ def test_a_run_is_started_from_the_uploaded_version(kfp_server: Any, server: Any
     assert run.url == f"{kfp_server.url}/#/runs/details/{run.run_id}"
 
 
-def test_an_unchanged_pipeline_is_not_uploaded_again(kfp_server: Any, server: Any) -> None:
+def test_an_unchanged_pipeline_is_not_uploaded_again(kfp_server: FakeKfp, server: Server) -> None:
     client.submit(server, "tokenizer", VIDEOS)
     client.submit(server, "tokenizer", VIDEOS)
     assert len(kfp_server.versions) == 1
@@ -46,7 +49,7 @@ def test_an_unchanged_pipeline_is_not_uploaded_again(kfp_server: Any, server: An
     assert len(kfp_server.experiments) == 1
 
 
-def test_images_are_replaced_in_what_is_uploaded(kfp_server: Any, server: Any) -> None:
+def test_images_are_replaced_in_what_is_uploaded(kfp_server: FakeKfp, server: Server) -> None:
     reference = "r/data@sha256:" + "1" * 64
     client.submit(
         server, "tokenizer", VIDEOS, images={"cosmos-pipelines/data-python:0.1.0": reference}
@@ -68,7 +71,7 @@ def test_images_are_replaced_in_what_is_uploaded(kfp_server: Any, server: Any) -
     ],
 )
 def test_mistakes_are_refused_before_anything_is_sent(
-    kfp_server: Any, server: Any, parameters: Any, words: Any
+    kfp_server: FakeKfp, server: Server, parameters: dict[str, Any], words: str
 ) -> None:
     before = len(kfp_server.requests)
     with pytest.raises(UserError, match=words):
@@ -76,11 +79,11 @@ def test_mistakes_are_refused_before_anything_is_sent(
     assert len(kfp_server.requests) == before
 
 
-PASSING = [401, 408, 429, 500, 502, 503, 504, "drop", "hang"]
+PASSING: list[Trouble] = [401, 408, 429, 500, 502, 503, 504, "drop", "hang"]
 
 
 @pytest.mark.parametrize("status", PASSING)
-def test_passing_errors_pass(kfp_server: Any, server: Any, status: Any) -> None:
+def test_passing_errors_pass(kfp_server: FakeKfp, server: Server, status: Trouble) -> None:
     for method, path in (("GET", "/pipelines"), ("GET", "/experiments"), ("GET", "/versions")):
         kfp_server.fail(method, path, status)
     run = client.submit(server, "tokenizer", VIDEOS)
@@ -93,7 +96,7 @@ def test_passing_errors_pass(kfp_server: Any, server: Any, status: Any) -> None:
 
 @pytest.mark.parametrize("status", [503, "drop"])
 def test_credentials_are_renewed_through_an_outage(
-    kfp_server: Any, server: Any, monkeypatch: Any, status: Any
+    kfp_server: FakeKfp, server: Server, monkeypatch: pytest.MonkeyPatch, status: Trouble
 ) -> None:
     """A 401 opens a new connection; that this fails too is not the end."""
     run = client.submit(server, "tokenizer", VIDEOS)
@@ -104,26 +107,25 @@ def test_credentials_are_renewed_through_an_outage(
 
 
 @pytest.mark.parametrize("status", [503, "drop"])
-def test_the_first_contact_is_tried_again(kfp_server: Any, status: Any) -> None:
+def test_the_first_contact_is_tried_again(kfp_server: FakeKfp, status: Trouble) -> None:
     kfp_server.fail("GET", "/healthz", status, times=2)
     assert client.list_runs(Server(Connection(patience_s=5, pause_s=0.01))) == []
 
 
 def test_the_server_s_wish_to_wait_is_respected(
-    kfp_server: Any, server: Any, monkeypatch: Any
+    kfp_server: FakeKfp, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("pipelines.backend.connection.time.sleep", pauses.append)
     server.connection = server.connection.model_copy(update={"patience_s": 60.0})
-    kfp_server.headers = {"Retry-After": "7"}
-    kfp_server.fail("GET", "/runs", 429)
+    kfp_server.fail("GET", "/runs", 429, headers={"Retry-After": "7"})
     client.list_runs(server)
     assert pauses == [7.0]
 
 
 @pytest.mark.parametrize("path", ["/pipelines$", "/upload_version"])
 def test_what_someone_else_created_meanwhile_is_used(
-    kfp_server: Any, server: Any, path: Any
+    kfp_server: FakeKfp, server: Server, path: str
 ) -> None:
     """Two submits at once: the slower one's create is a 409."""
     kfp_server.fail("POST", path, 409, after=True)
@@ -132,14 +134,18 @@ def test_what_someone_else_created_meanwhile_is_used(
 
 
 @pytest.mark.parametrize("status", [500, 504, "drop", "hang"])
-def test_a_lost_answer_starts_no_second_run(kfp_server: Any, server: Any, status: Any) -> None:
+def test_a_lost_answer_starts_no_second_run(
+    kfp_server: FakeKfp, server: Server, status: Trouble
+) -> None:
     kfp_server.fail("POST", "/runs", status, after=True)
     run = client.submit(server, "tokenizer", VIDEOS)
     assert list(kfp_server.runs) == [run.run_id]
 
 
 @pytest.mark.parametrize("path", ["/pipelines$", "/upload_version", "/experiments"])
-def test_a_refused_connection_is_tried_again(kfp_server: Any, server: Any, path: Any) -> None:
+def test_a_refused_connection_is_tried_again(
+    kfp_server: FakeKfp, server: Server, path: str
+) -> None:
     kfp_server.fail("POST", path, "drop")
     client.submit(server, "tokenizer", VIDEOS)
     assert len(kfp_server.runs) == len(kfp_server.versions) == 1
@@ -157,14 +163,16 @@ def test_a_refused_connection_is_tried_again(kfp_server: Any, server: Any, path:
         (400, "Starting a run of 'tokenizer': KFP answers 400: trouble"),
     ],
 )
-def test_refusals_say_what_to_do(kfp_server: Any, status: Any, words: Any) -> None:
+def test_refusals_say_what_to_do(kfp_server: FakeKfp, status: Trouble, words: str) -> None:
     server = Server(Connection(patience_s=0.2, pause_s=0.05))
     kfp_server.fail("POST", "/runs", status, times=100)
     with pytest.raises(UserError, match=words):
         client.submit(server, "tokenizer", VIDEOS)
 
 
-def test_the_token_comes_from_the_environment(kfp_server: Any, monkeypatch: Any) -> None:
+def test_the_token_comes_from_the_environment(
+    kfp_server: FakeKfp, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kfp_server.token = "secret"
     with pytest.raises(UserError, match="401"):
         client.list_runs(Server(Connection(patience_s=0.1, pause_s=0.05)))
@@ -172,7 +180,9 @@ def test_the_token_comes_from_the_environment(kfp_server: Any, monkeypatch: Any)
     assert client.list_runs(Server(Connection(patience_s=1, pause_s=0.05))) == []
 
 
-def test_a_cookie_of_a_log_in_comes_from_the_environment(kfp_server: Any, monkeypatch: Any) -> None:
+def test_a_cookie_of_a_log_in_comes_from_the_environment(
+    kfp_server: FakeKfp, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kfp_server.cookie = "authservice_session=abc"
     server = Server(Connection(patience_s=0.1, pause_s=0.05, namespace="team"))
     with pytest.raises(UserError, match="401"):
@@ -181,13 +191,13 @@ def test_a_cookie_of_a_log_in_comes_from_the_environment(kfp_server: Any, monkey
     assert client.list_runs(Server(Connection(patience_s=1, pause_s=0.05))) == []
 
 
-def test_an_unreachable_kfp_is_said(monkeypatch: Any) -> None:
+def test_an_unreachable_kfp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="Set KF_PIPELINES_ENDPOINT or --endpoint"):
         client.list_runs(Server(Connection(patience_s=0.1, pause_s=0.05)))
 
 
-def test_following_says_each_change_and_ends(kfp_server: Any, server: Any) -> None:
+def test_following_says_each_change_and_ends(kfp_server: FakeKfp, server: Server) -> None:
     run = client.submit(server, "tokenizer", VIDEOS)
     kfp_server.tasks(run.run_id, discover="RUNNING")
     said: list[str] = []
@@ -205,14 +215,16 @@ def test_following_says_each_change_and_ends(kfp_server: Any, server: Any) -> No
 
 
 @pytest.mark.parametrize("state", ["CANCELED", "SKIPPED", "FAILED", "SUCCEEDED"])
-def test_following_ends_in_every_final_state(kfp_server: Any, server: Any, state: Any) -> None:
+def test_following_ends_in_every_final_state(
+    kfp_server: FakeKfp, server: Server, state: str
+) -> None:
     """kfp's own wait knows no CANCELED and never returns."""
     run = client.submit(server, "tokenizer", VIDEOS)
     kfp_server.finish(run.run_id, state)
     assert client.follow(server, run.run_id, print, poll_s=0.01).state == state
 
 
-def test_tasks_of_one_name_are_told_apart(kfp_server: Any, server: Any) -> None:
+def test_tasks_of_one_name_are_told_apart(kfp_server: FakeKfp, server: Server) -> None:
     """KFP gives all iterations of a loop one name, and lists tasks in any order."""
     run = client.submit(server, "diffusion", VIDEOS, encode_pods=2)
     states = {"a": "FAILED", "b": "RUNNING"}
@@ -234,7 +246,7 @@ def test_tasks_of_one_name_are_told_apart(kfp_server: Any, server: Any) -> None:
         ]
 
 
-def test_the_number_of_pods_is_part_of_what_is_uploaded(kfp_server: Any, quick: Any) -> None:
+def test_the_number_of_pods_is_part_of_what_is_uploaded(kfp_server: FakeKfp, quick: None) -> None:
     for pods in ("1", "2"):
         done = invoke("submit", "diffusion", "-p", "videos=s3://x/y", "--encode-pods", pods)
         assert done.exit_code == 0, done.output
@@ -245,7 +257,7 @@ def test_the_number_of_pods_is_part_of_what_is_uploaded(kfp_server: Any, quick: 
     assert "'tokenizer' encodes no latents" in str(refused.exception)
 
 
-def test_the_commands_work_together(kfp_server: Any, quick: Any) -> None:
+def test_the_commands_work_together(kfp_server: FakeKfp, quick: None) -> None:
     submitted = invoke("submit", "tokenizer", "-p", "videos=s3://fleet/day-1", "--set",
                        "trainer.max_steps=5")  # fmt: skip
     assert submitted.exit_code == 0, submitted.output
@@ -265,7 +277,7 @@ def test_the_commands_work_together(kfp_server: Any, quick: Any) -> None:
     assert "ended as CANCELED" in str(waited.exception)
 
 
-def test_waiting_for_success_exits_with_zero(kfp_server: Any, quick: Any) -> None:
+def test_waiting_for_success_exits_with_zero(kfp_server: FakeKfp, quick: None) -> None:
     def later() -> None:
         while not kfp_server.runs:
             time.sleep(0.01)
@@ -277,7 +289,7 @@ def test_waiting_for_success_exits_with_zero(kfp_server: Any, quick: Any) -> Non
     assert "succeeded" in result.output
 
 
-def test_parameters_can_come_from_a_file(kfp_server: Any, tmp_path: Any) -> None:
+def test_parameters_can_come_from_a_file(kfp_server: FakeKfp, tmp_path: Path) -> None:
     path = tmp_path / "form.yaml"
     path.write_text(yaml.safe_dump({"videos": "s3://a/b", "model_name": "m"}))
     result = invoke("submit", "tokenizer", "-f", str(path), "-p", "videos=s3://c/d")
@@ -286,14 +298,14 @@ def test_parameters_can_come_from_a_file(kfp_server: Any, tmp_path: Any) -> None
     assert stored == {"videos": "s3://c/d", "model_name": "m"}
 
 
-def test_logs_need_a_known_step(kfp_server: Any, server: Any) -> None:
+def test_logs_need_a_known_step(kfp_server: FakeKfp, server: Server) -> None:
     run = client.submit(server, "tokenizer", VIDEOS)
     kfp_server.tasks(run.run_id, train="RUNNING")
     result = invoke("logs", run.run_id, "trian")
     assert "has no step 'trian'. Steps: train" in str(result.exception)
 
 
-def test_the_fake_finds_what_is_not_in_the_api(kfp_server: Any) -> None:
+def test_the_fake_finds_what_is_not_in_the_api(kfp_server: FakeKfp) -> None:
     """An oracle that cannot fail proves nothing."""
     import urllib.request
 

@@ -18,6 +18,7 @@ from components.lib.contract import UserError
 from components.lib.store import ObjectStore
 from components.lib.store.errors import StoreError
 from pipelines.backend.trigger import MAX_FAILURES, Limits, poll
+from tests.servers.kfp import FakeKfp
 
 CLI = str(Path(sys.executable).parent / "cosmos-pipelines")
 
@@ -121,7 +122,7 @@ def trigger(*arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def test_an_upload_starts_a_run_on_the_cluster(
-    kfp_server: Any, store: ObjectStore, storage_root: str, store_env: dict[str, str]
+    kfp_server: FakeKfp, store: ObjectStore, storage_root: str, store_env: dict[str, str]
 ) -> None:
     env = {**os.environ, **store_env}
     inbox = f"{storage_root}/inbox"
@@ -155,7 +156,7 @@ def test_an_upload_starts_a_run_on_the_cluster(
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_it_stops_cleanly_when_asked(
-    kfp_server: Any, storage_root: str, store_env: dict[str, str], how: signal.Signals
+    kfp_server: FakeKfp, storage_root: str, store_env: dict[str, str], how: signal.Signals
 ) -> None:
     process = trigger(
         "--on-bucket", f"{storage_root}/inbox", "--endpoint", kfp_server.url,

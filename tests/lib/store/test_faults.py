@@ -6,7 +6,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from components.lib.store import ObjectCorrupt, ObjectExists, ObjectStore, StoreError
-from tests.lib.store.conftest import FaultyProxy
+from tests.servers.faulty_proxy import Fault, FaultyProxy
 
-FAULTS = ["status", "throttle", "reset", "deaf", "short"]
+FAULTS: list[Fault] = ["status", "throttle", "reset", "deaf", "short"]
 
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_third_request_fails(
-    kind: str,
+    kind: Fault,
     proxy: FaultyProxy,
     faulty: ObjectStore,
     store: ObjectStore,
@@ -125,7 +125,7 @@ def test_a_lost_answer_to_the_last_step_of_an_upload(
 ) -> None:
     data = random.Random(3).randbytes(small_parts + 100)
     (tmp_path / "x").write_bytes(data)
-    posts = iter([None, "deaf"])
+    posts: Iterator[Fault] = iter([None, "deaf"])
     proxy.fault = lambda number, method: next(posts, None) if method == "POST" else None
     faulty.put_file(tmp_path / "x", f"{storage_root}/x")
     assert faulty.get_bytes(f"{storage_root}/x") == data

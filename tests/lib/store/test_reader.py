@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from components.lib.store import ObjectMissing, ObjectStore, StoreError
 from components.lib.store import reader as reader_module
-from tests.lib.store.conftest import FaultyProxy
+from tests.servers.faulty_proxy import FaultyProxy
 
 SIZE = 10_000
 DATA = random.Random(5).randbytes(SIZE)

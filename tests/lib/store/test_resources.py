@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from components.lib.store import ObjectStore, StoreError
-from tests.lib.store.conftest import FaultyProxy
+from tests.servers.faulty_proxy import FaultyProxy, faulty_proxy
 
 MB = 1_000_000
 BOTH_WAYS = """
@@ -93,24 +93,28 @@ def test_ctrl_c_ends_an_upload_soon(
 
 
 def test_tls_with_a_certificate_of_ones_own(
-    store: ObjectStore, storage_root: str, proxy: FaultyProxy, tmp_path: Path, small_parts: int
+    store: ObjectStore,
+    storage_root: str,
+    store_env: dict[str, str],
+    tmp_path: Path,
+    small_parts: int,
 ) -> None:
     certificate = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, tmp_path / "key.pem")
-    proxy.server.socket = context.wrap_socket(proxy.server.socket, server_side=True)
-    endpoint = proxy.endpoint.replace("http:", "https:")
-    trusting = store.with_settings(endpoint=endpoint, ca_file=str(certificate))
-    data = bytes(range(256)) * (small_parts // 128)
-    trusting.put_bytes(f"{storage_root}/x", data)
-    trusting.put_bytes(f"{storage_root}/once", b"1", if_absent=True)
-    assert trusting.get_bytes(f"{storage_root}/x") == data
-    assert trusting.get_file(f"{storage_root}/x", tmp_path / "x").read_bytes() == data
-    trusting.close()
-    with pytest.raises(StoreError, match=r"TLS certificate .* SSL_CERT_FILE"):
-        store.with_settings(endpoint=endpoint).stat(f"{storage_root}/x")
-    with pytest.raises(StoreError, match="SSL_CERT_FILE names /nowhere"):
-        store.with_settings(endpoint=endpoint, ca_file="/nowhere").stat(f"{storage_root}/x")
+    with faulty_proxy(store_env["AWS_ENDPOINT_URL"], context) as proxy:
+        endpoint = proxy.endpoint
+        trusting = store.with_settings(endpoint=endpoint, ca_file=str(certificate))
+        data = bytes(range(256)) * (small_parts // 128)
+        trusting.put_bytes(f"{storage_root}/x", data)
+        trusting.put_bytes(f"{storage_root}/once", b"1", if_absent=True)
+        assert trusting.get_bytes(f"{storage_root}/x") == data
+        assert trusting.get_file(f"{storage_root}/x", tmp_path / "x").read_bytes() == data
+        trusting.close()
+        with pytest.raises(StoreError, match=r"TLS certificate .* SSL_CERT_FILE"):
+            store.with_settings(endpoint=endpoint).stat(f"{storage_root}/x")
+        with pytest.raises(StoreError, match="SSL_CERT_FILE names /nowhere"):
+            store.with_settings(endpoint=endpoint, ca_file="/nowhere").stat(f"{storage_root}/x")
 
 
 def self_signed(folder: Path) -> Path:

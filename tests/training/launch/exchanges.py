@@ -1,8 +1,9 @@
 """Calls to a Kubernetes API, in order, whose answers were recorded from real servers.
 
 `tests/data/recorded/kubernetes-<version>.json` holds what a real API server of that version
-answered. `test_recorded` holds the fake server to it; `tests/cluster/test_recorded` holds the
-cluster at hand to it, or records it anew (COSMOS_RECORD=1), so neither drifts from the other.
+answered. `tests.servers.test_recorded` holds the fake server to it;
+`tests.cluster.test_recorded` holds the cluster at hand to it, or records it anew
+(COSMOS_RECORD=1), so neither drifts from the other.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Call(NamedTuple):
     account: str = "admin"
 
 
-def body(change: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
+def body(change: Callable[[dict[str, Any]], object] | None = None) -> dict[str, Any]:
     """A small suspended job, changed."""
     request = LaunchRequest(
         name=NAME, image="none", command=("-c", "pass"), gpus_per_node=0, suspend=True

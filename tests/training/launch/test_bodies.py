@@ -1,12 +1,11 @@
 """The objects that are submitted satisfy the CRDs' schemas and Pod Security `restricted`."""
 
-from typing import Any
-
 import pytest
 from pydantic import ValidationError
 
 from components.lib.contract import UserError
 from components.training.launch.interface import (
+    Backend,
     LaunchRequest,
     SecretValue,
     Toleration,
@@ -15,10 +14,12 @@ from components.training.launch.interface import (
 )
 from components.training.launch.pytorchjob import PyTorchJob
 from components.training.launch.trainjob import TrainJob
+from tests.servers.kubernetes import FakeKubernetes
+from tests.servers.loopback import Json
 
 
 @pytest.fixture
-def full(request_: Any) -> Any:
+def full(request_: LaunchRequest) -> LaunchRequest:
     """A request that uses every option that both kinds have."""
     return request_.model_copy(
         update={
@@ -36,19 +37,21 @@ def full(request_: Any) -> Any:
     )
 
 
-def pytorch_pod(body: Any) -> Any:
+def pytorch_pod(body: Json) -> tuple[Json, Json]:
     template = body["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
     return template["spec"], template["spec"]["containers"][0]
 
 
-def test_bodies_are_accepted_by_the_schemas(kubernetes: Any, full: Any) -> None:
+def test_bodies_are_accepted_by_the_schemas(
+    kubernetes: FakeKubernetes, full: LaunchRequest
+) -> None:
     pytorchjob = full.model_copy(update={"priority_class": "high", "scheduler": "volcano"})
     kubernetes.create("pytorchjobs", PyTorchJob().body(pytorchjob))
     kubernetes.create("trainjobs", TrainJob().body(full))
     assert len(kubernetes.jobs) == 2
 
 
-def test_every_option_arrives_in_the_pytorchjob(full: Any) -> None:
+def test_every_option_arrives_in_the_pytorchjob(full: LaunchRequest) -> None:
     body = PyTorchJob().body(full.model_copy(update={"priority_class": "high"}))
     spec, container = pytorch_pod(body)
     assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
@@ -72,7 +75,7 @@ def test_every_option_arrives_in_the_pytorchjob(full: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", [PyTorchJob(), TrainJob()])
-def test_pods_are_restricted_and_have_shared_memory(backend: Any, full: Any) -> None:
+def test_pods_are_restricted_and_have_shared_memory(backend: Backend, full: LaunchRequest) -> None:
     body = backend.body(full)
     if isinstance(backend, PyTorchJob):
         pod, container = pytorch_pod(body)
@@ -93,7 +96,7 @@ def test_pods_are_restricted_and_have_shared_memory(backend: Any, full: Any) -> 
     assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
 
 
-def test_a_single_node_needs_no_worker(request_: Any) -> None:
+def test_a_single_node_needs_no_worker(request_: LaunchRequest) -> None:
     body = PyTorchJob().body(request_.model_copy(update={"nodes": 1}))
     assert set(body["spec"]["pytorchReplicaSpecs"]) == {"Master"}
 
@@ -110,7 +113,7 @@ def test_a_single_node_needs_no_worker(request_: Any) -> None:
     ],
 )
 def test_a_trainjob_refuses_what_only_its_runtime_can_set(
-    full: Any, field: Any, value: Any
+    full: LaunchRequest, field: str, value: object
 ) -> None:
     with pytest.raises(UserError, match=f"no {field}: set it in the TrainingRuntime"):
         TrainJob().body(full.model_copy(update={field: value}))
@@ -129,7 +132,7 @@ def test_a_trainjob_refuses_what_only_its_runtime_can_set(
     ],
 )
 def test_mistakes_are_refused_before_anything_is_submitted(
-    request_: Any, field: Any, value: Any, what: Any
+    request_: LaunchRequest, field: str, value: object, what: str
 ) -> None:
     """The CRD accepts an unknown restart policy and drops unknown fields; we do not."""
     with pytest.raises(ValidationError, match=what):

@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from components.training.launch.interface import LaunchRequest
 from components.training.launch.pytorchjob import PyTorchJob
-
-from .conftest import NAMESPACE
+from tests.servers.faults import Trouble
+from tests.servers.kubernetes import NAMESPACE, FakeKubernetes
 
 # A launcher as a step runs it, with short pauses.
 LAUNCHER = """
@@ -89,7 +89,7 @@ class Launcher:
     def text(self) -> str:
         return self.log.read_text()
 
-    def until(self, condition: Callable[[], Any]) -> None:
+    def until(self, condition: Callable[[], object]) -> None:
         end = time.monotonic() + 120
         while not condition():
             assert self.child.poll() is None, self.text
@@ -105,7 +105,7 @@ class Launcher:
 
 
 @pytest.fixture
-def start(kubernetes: Any, request_: Any, tmp_path: Path) -> Iterator[Start]:
+def start(kubernetes: FakeKubernetes, request_: LaunchRequest, tmp_path: Path) -> Iterator[Start]:
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(
         yaml.safe_dump(
@@ -133,7 +133,7 @@ def start(kubernetes: Any, request_: Any, tmp_path: Path) -> Iterator[Start]:
             launcher.child.wait()
 
 
-def running(kubernetes: Any, *log: str) -> Callable[[str], None]:
+def running(kubernetes: FakeKubernetes, *log: str) -> Callable[[str], None]:
     """A reaction to a job's creation: it runs."""
 
     def run(name: str) -> None:
@@ -147,7 +147,7 @@ def running(kubernetes: Any, *log: str) -> Callable[[str], None]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_cancelled_step_deletes_its_job(
-    start: Start, kubernetes: Any, number: signal.Signals, code: int
+    start: Start, kubernetes: FakeKubernetes, number: signal.Signals, code: int
 ) -> None:
     kubernetes.on_create(running(kubernetes))
     launcher = start()
@@ -160,7 +160,7 @@ def test_a_cancelled_step_deletes_its_job(
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_no_library_can_swallow_it(start: Start, kubernetes: Any, moment: str) -> None:
+def test_no_library_can_swallow_it(start: Start, kubernetes: FakeKubernetes, moment: str) -> None:
     kubernetes.on_create(running(kubernetes))
     launcher = start(INSIDE.format(code=MOMENTS[moment].strip()))
     assert launcher.ended() == 143, launcher.text
@@ -168,7 +168,7 @@ def test_no_library_can_swallow_it(start: Start, kubernetes: Any, moment: str) -
     assert "cancelled: deleted" in launcher.text
 
 
-def test_while_the_job_is_being_created(start: Start, kubernetes: Any) -> None:
+def test_while_the_job_is_being_created(start: Start, kubernetes: FakeKubernetes) -> None:
     """Its creation is on its way; a deletion that overtook it would leave it behind."""
     created: list[str] = []
     kubernetes.on_create(created.append)
@@ -182,7 +182,7 @@ def test_while_the_job_is_being_created(start: Start, kubernetes: Any) -> None:
     assert not kubernetes.jobs
 
 
-def test_before_there_is_a_job_none_is_created(start: Start, kubernetes: Any) -> None:
+def test_before_there_is_a_job_none_is_created(start: Start, kubernetes: FakeKubernetes) -> None:
     kubernetes.fail("GET", "/pytorchjobs/", "hang")
     launcher = start()
     launcher.until(lambda: kubernetes.count("GET", "/pytorchjobs/"))
@@ -193,7 +193,7 @@ def test_before_there_is_a_job_none_is_created(start: Start, kubernetes: Any) ->
 
 
 def test_a_retry_that_had_not_looked_yet_deletes_the_earlier_try_s_job(
-    start: Start, kubernetes: Any, request_: Any
+    start: Start, kubernetes: FakeKubernetes, request_: LaunchRequest
 ) -> None:
     kubernetes.create("pytorchjobs", PyTorchJob().body(request_))
     kubernetes.fail("GET", "/pytorchjobs/", "hang")
@@ -204,7 +204,9 @@ def test_a_retry_that_had_not_looked_yet_deletes_the_earlier_try_s_job(
     assert not kubernetes.jobs
 
 
-def test_somebody_else_s_job_is_left_alone(start: Start, kubernetes: Any, request_: Any) -> None:
+def test_somebody_else_s_job_is_left_alone(
+    start: Start, kubernetes: FakeKubernetes, request_: LaunchRequest
+) -> None:
     other = request_.model_copy(update={"nodes": 3})
     kubernetes.create("pytorchjobs", PyTorchJob().body(other))
     kubernetes.fail("GET", "/pytorchjobs/", "hang")
@@ -216,7 +218,9 @@ def test_somebody_else_s_job_is_left_alone(start: Start, kubernetes: Any, reques
     assert "other settings (nodes 3 -> 2)" in launcher.text
 
 
-def test_while_it_waits_for_the_last_lines_of_the_log(start: Start, kubernetes: Any) -> None:
+def test_while_it_waits_for_the_last_lines_of_the_log(
+    start: Start, kubernetes: FakeKubernetes
+) -> None:
     def succeed(name: str) -> None:
         running(kubernetes, "one")(name)
         kubernetes.condition(name, "Succeeded")
@@ -231,7 +235,9 @@ def test_while_it_waits_for_the_last_lines_of_the_log(start: Start, kubernetes: 
 
 
 @pytest.mark.parametrize("status", [401, 429, 503, "drop", "hang", "login page"])
-def test_cancelling_survives_passing_errors(start: Start, kubernetes: Any, status: Any) -> None:
+def test_cancelling_survives_passing_errors(
+    start: Start, kubernetes: FakeKubernetes, status: Trouble
+) -> None:
     kubernetes.on_create(running(kubernetes))
     kubernetes.fail("DELETE", "pytorchjobs/", status)
     launcher = start("cluster.timeout_s = 1.0")
@@ -243,7 +249,7 @@ def test_cancelling_survives_passing_errors(start: Start, kubernetes: Any, statu
     assert "cancelled: deleted" in launcher.text
 
 
-def test_an_api_that_is_away_is_said(start: Start, kubernetes: Any) -> None:
+def test_an_api_that_is_away_is_said(start: Start, kubernetes: FakeKubernetes) -> None:
     kubernetes.on_create(running(kubernetes))
     kubernetes.fail("DELETE", "pytorchjobs/", 503, times=1000)
     launcher = start()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -10,24 +10,37 @@ from components.lib.contract import UserError
 from components.lib.logs import LINE_MARK
 from components.lib.training_progress import TrainingProgress
 from components.training.launch import explain
-from components.training.launch.interface import PROGRESS_ANNOTATION
-from components.training.launch.job import run_job
+from components.training.launch.interface import PROGRESS_ANNOTATION, Backend, LaunchRequest
+from components.training.launch.job import Timing, run_job
+from components.training.launch.kube import Cluster
 from components.training.launch.pytorchjob import PyTorchJob
 from components.training.launch.trainjob import TrainJob
+from tests.conftest import SilentProgress
+from tests.servers.kubernetes import FakeKubernetes
+
+State = dict[str, Any]
+
+
+class Launch(Protocol):
+    """Runs the request of `request_`; keyword arguments change it."""
+
+    def __call__(self, backend: Backend | None = None, **changes: object) -> None: ...
 
 
 @pytest.fixture
-def launch(request_: Any, lines: Any, cluster: Any, timing: Any) -> Any:
-    """Run the request; keyword arguments change it."""
+def launch(
+    request_: LaunchRequest, progress: SilentProgress, cluster: Cluster, timing: Timing
+) -> Launch:
+    """See `Launch`."""
 
-    def run(backend: Any = None, **changes: Any) -> None:
+    def run(backend: Backend | None = None, **changes: object) -> None:
         request = request_.model_copy(update=changes)
-        run_job(backend or PyTorchJob(), request, lines, cluster, timing)
+        run_job(backend or PyTorchJob(), request, progress, cluster, timing)
 
     return run
 
 
-def succeed(kubernetes: Any, name: Any, *log: Any) -> None:
+def succeed(kubernetes: FakeKubernetes, name: str, *log: str) -> None:
     kubernetes.master(name)
     kubernetes.worker(name)
     kubernetes.condition(name, "Running", f"PyTorchJob {name} is running.")
@@ -37,32 +50,32 @@ def succeed(kubernetes: Any, name: Any, *log: Any) -> None:
     kubernetes.condition(name, "Succeeded", "done")
 
 
-def terminated(code: Any, reason: Any = "Error", finished: Any = "2026-01-01T00:00:10Z") -> Any:
+def terminated(code: int, reason: str = "Error", finished: str = "2026-01-01T00:00:10Z") -> State:
     return {"terminated": {"exitCode": code, "reason": reason, "finishedAt": finished}}
 
 
 AT_3 = TrainingProgress(step=3, max_steps=10, loss=0.5, eta_seconds=70)
 
 
-def container(state: Any, restarts: Any = 0, **more: Any) -> Any:
+def container(state: State, restarts: int = 0, **more: object) -> list[State]:
     return [{"name": "pytorch", "image": "i", "state": state, "restartCount": restarts, **more}]
 
 
 def test_success_streams_rank_0_and_records_progress(
-    launch: Any, kubernetes: Any, lines: Any, request_: Any
+    launch: Launch, kubernetes: FakeKubernetes, progress: SilentProgress, request_: LaunchRequest
 ) -> None:
     kubernetes.on_create(lambda name: succeed(kubernetes, name, "loading", AT_3.line()))
     launch()
-    assert lines.lines.count("loading") == 1
-    assert lines.lines.count("step 3/10, loss 0.5, 70 s left") == 1
+    assert progress.lines.count("loading") == 1
+    assert progress.lines.count("step 3/10, loss 0.5, 70 s left") == 1
     annotation = kubernetes.job(request_.name)["metadata"]["annotations"][PROGRESS_ANNOTATION]
     assert annotation == '{"step":3,"max_steps":10,"loss":0.5,"eta_seconds":70.0}'
 
 
 def test_a_failed_job_fails_the_step_with_the_container_s_last_lines(
-    launch: Any, kubernetes: Any
+    launch: Launch, kubernetes: FakeKubernetes
 ) -> None:
-    def fail(name: Any) -> None:
+    def fail(name: str) -> None:
         kubernetes.log(f"{name}-master-0", *[f"line {i}" for i in range(30)], "ValueError: bad lr")
         kubernetes.master(name, "Failed", containerStatuses=container(terminated(1)))
         kubernetes.condition(name, "Failed", "PyTorchJob is failed because 1 Master failed.")
@@ -76,10 +89,12 @@ def test_a_failed_job_fails_the_step_with_the_container_s_last_lines(
     assert "line 12" in text and "line 5\n" not in text
 
 
-def test_the_rank_that_brought_the_others_down_is_named(launch: Any, kubernetes: Any) -> None:
+def test_the_rank_that_brought_the_others_down_is_named(
+    launch: Launch, kubernetes: FakeKubernetes
+) -> None:
     """A worker out of memory is the cause; the master only loses its peer."""
 
-    def fail(name: Any) -> None:
+    def fail(name: str) -> None:
         kubernetes.log(f"{name}-master-0", "RuntimeError: connection closed by peer")
         kubernetes.log(f"{name}-worker-0", "epoch 1")
         kubernetes.master(name, "Failed", containerStatuses=container(terminated(1)))
@@ -93,10 +108,10 @@ def test_the_rank_that_brought_the_others_down_is_named(launch: Any, kubernetes:
 
 
 def test_a_restarted_container_is_told_once_and_training_goes_on(
-    launch: Any, kubernetes: Any, lines: Any
+    launch: Launch, kubernetes: FakeKubernetes, progress: SilentProgress
 ) -> None:
-    def crash_and_recover(name: Any) -> None:
-        ready: dict[str, Any] = {"running": {}}
+    def crash_and_recover(name: str) -> None:
+        ready: State = {"running": {}}
         last = terminated(1)
         kubernetes.log(f"{name}-worker-0 previous", "gloo: connection reset")
         kubernetes.worker(name, containerStatuses=container(ready, 1, lastState=last))
@@ -107,45 +122,45 @@ def test_a_restarted_container_is_told_once_and_training_goes_on(
 
     kubernetes.on_create(crash_and_recover)
     launch()
-    told = [line for line in lines.lines if "ended with exit code 1" in line]
+    told = [line for line in progress.lines if "ended with exit code 1" in line]
     assert len(told) == 1
     assert "gloo: connection reset" in told[0]
 
 
 def test_a_retry_attaches_to_the_running_job(
-    launch: Any, kubernetes: Any, lines: Any, request_: Any
+    launch: Launch, kubernetes: FakeKubernetes, progress: SilentProgress, request_: LaunchRequest
 ) -> None:
     kubernetes.create("pytorchjobs", PyTorchJob().body(request_))
     threading.Timer(0.3, succeed, (kubernetes, request_.name, "step 9")).start()
     launch()
     assert kubernetes.count("POST", "pytorchjobs") == 0
-    assert "attached to" in lines.text
+    assert "attached to" in progress.text
 
 
 def test_a_success_whose_results_were_removed_is_trained_again(
-    launch: Any, kubernetes: Any, request_: Any, lines: Any
+    launch: Launch, kubernetes: FakeKubernetes, request_: LaunchRequest, progress: SilentProgress
 ) -> None:
     """The stage asks for a launch only while the run's results are missing."""
     kubernetes.create("pytorchjobs", PyTorchJob().body(request_))
     succeed(kubernetes, request_.name)
     kubernetes.on_create(lambda name: succeed(kubernetes, name, "once more"))
     launch()
-    assert "once more" in lines.lines
+    assert "once more" in progress.lines
 
 
 def test_a_retry_replaces_a_failed_job(
-    launch: Any, kubernetes: Any, request_: Any, lines: Any
+    launch: Launch, kubernetes: FakeKubernetes, request_: LaunchRequest, progress: SilentProgress
 ) -> None:
     kubernetes.create("pytorchjobs", PyTorchJob().body(request_))
     kubernetes.condition(request_.name, "Failed", "out of luck")
     kubernetes.on_create(lambda name: succeed(kubernetes, name, "resumed"))
     launch()
-    assert "replacing" in lines.text and "out of luck" in lines.text
+    assert "replacing" in progress.text and "out of luck" in progress.text
     assert kubernetes.job(request_.name)["status"]["conditions"][-1]["type"] == "Succeeded"
 
 
 def test_other_settings_for_a_running_job_are_named(
-    launch: Any, kubernetes: Any, request_: Any
+    launch: Launch, kubernetes: FakeKubernetes, request_: LaunchRequest
 ) -> None:
     kubernetes.create("pytorchjobs", PyTorchJob().body(request_))
     kubernetes.condition(request_.name, "Running")
@@ -155,7 +170,7 @@ def test_other_settings_for_a_running_job_are_named(
 
 
 def test_a_foreign_job_of_that_name_is_left_alone(
-    launch: Any, kubernetes: Any, request_: Any
+    launch: Launch, kubernetes: FakeKubernetes, request_: LaunchRequest
 ) -> None:
     body = PyTorchJob().body(request_)
     body["metadata"]["annotations"] = {}
@@ -165,9 +180,9 @@ def test_a_foreign_job_of_that_name_is_left_alone(
 
 
 def test_a_job_deleted_by_someone_else_is_an_error(
-    launch: Any, kubernetes: Any, request_: Any
+    launch: Launch, kubernetes: FakeKubernetes, request_: LaunchRequest
 ) -> None:
-    def remove(name: Any) -> None:
+    def remove(name: str) -> None:
         kubernetes.condition(name, "Running")
         time.sleep(0.3)
         kubernetes.delete("pytorchjobs", name)
@@ -177,7 +192,7 @@ def test_a_job_deleted_by_someone_else_is_an_error(
         launch()
 
 
-def test_deadline_exceeded_is_said_in_words(launch: Any, kubernetes: Any) -> None:
+def test_deadline_exceeded_is_said_in_words(launch: Launch, kubernetes: FakeKubernetes) -> None:
     message = "Job x has failed because it was active longer than specified deadline"
     kubernetes.on_create(lambda name: kubernetes.condition(name, "Failed", message))
     with pytest.raises(UserError, match="ran longer than its active deadline of 3600 s"):
@@ -185,19 +200,19 @@ def test_deadline_exceeded_is_said_in_words(launch: Any, kubernetes: Any) -> Non
 
 
 def test_a_suspended_job_is_reported_and_waited_for(
-    launch: Any, kubernetes: Any, lines: Any
+    launch: Launch, kubernetes: FakeKubernetes, progress: SilentProgress
 ) -> None:
-    def suspend(name: Any) -> None:
+    def suspend(name: str) -> None:
         kubernetes.condition(name, "Suspended", "PyTorchJob is suspended.")
         time.sleep(0.8)
         succeed(kubernetes, name, "done")
 
     kubernetes.on_create(suspend)
     launch(queue="training", start_timeout_seconds=1)
-    assert "is suspended: it waits for quota in the Kueue queue 'training'" in lines.text
+    assert "is suspended: it waits for quota in the Kueue queue 'training'" in progress.text
 
 
-def test_success_can_remove_the_job(launch: Any, kubernetes: Any) -> None:
+def test_success_can_remove_the_job(launch: Launch, kubernetes: FakeKubernetes) -> None:
     kubernetes.on_create(lambda name: succeed(kubernetes, name))
     launch(delete_on_success=True)
     assert not kubernetes.jobs
@@ -232,7 +247,7 @@ def test_success_can_remove_the_job(launch: Any, kubernetes: Any) -> None:
     ],
 )  # fmt: skip
 def test_a_job_that_cannot_start_says_why_and_is_deleted(
-    launch: Any, kubernetes: Any, status: Any, words: Any
+    launch: Launch, kubernetes: FakeKubernetes, status: State, words: str
 ) -> None:
     kubernetes.on_create(lambda name: kubernetes.master(name, "Pending", **status))
     with pytest.raises(UserError, match=words):
@@ -240,7 +255,7 @@ def test_a_job_that_cannot_start_says_why_and_is_deleted(
     assert not kubernetes.jobs
 
 
-def test_a_full_quota_is_named(launch: Any, kubernetes: Any) -> None:
+def test_a_full_quota_is_named(launch: Launch, kubernetes: FakeKubernetes) -> None:
     kubernetes.quotas.append(
         {
             "metadata": {"name": "team"},
@@ -254,13 +269,15 @@ def test_a_full_quota_is_named(launch: Any, kubernetes: Any) -> None:
         launch(gpus_per_node=4, processes_per_node=None, start_timeout_seconds=1)
 
 
-def test_without_an_operator_that_is_said(launch: Any, kubernetes: Any) -> None:
+def test_without_an_operator_that_is_said(launch: Launch, kubernetes: FakeKubernetes) -> None:
     with pytest.raises(UserError, match="Check that the operator for PyTorchJobs runs"):
         launch(start_timeout_seconds=1)
 
 
-def test_a_trainjob_is_followed_in_the_same_way(launch: Any, kubernetes: Any, lines: Any) -> None:
-    def train(name: Any) -> None:
+def test_a_trainjob_is_followed_in_the_same_way(
+    launch: Launch, kubernetes: FakeKubernetes, progress: SilentProgress
+) -> None:
+    def train(name: str) -> None:
         labels = {
             "jobset.sigs.k8s.io/jobset-name": name,
             "jobset.sigs.k8s.io/replicatedjob-name": "node",
@@ -277,11 +294,11 @@ def test_a_trainjob_is_followed_in_the_same_way(launch: Any, kubernetes: Any, li
 
     kubernetes.on_create(train)
     launch(TrainJob())
-    assert "rank 0 speaks" in lines.lines
-    assert "rank 1 speaks" not in lines.lines
+    assert "rank 0 speaks" in progress.lines
+    assert "rank 1 speaks" not in progress.lines
 
 
-def test_a_failed_trainjob_fails_the_step(launch: Any, kubernetes: Any) -> None:
+def test_a_failed_trainjob_fails_the_step(launch: Launch, kubernetes: FakeKubernetes) -> None:
     kubernetes.on_create(
         lambda name: kubernetes.condition(name, "Failed", "jobset failed", "DeadlineExceeded")
     )
@@ -301,7 +318,9 @@ def test_torchrun_s_epilogue_does_not_bury_the_reason() -> None:
     assert explain.last_lines("one\ntwo\nthree", 2) == "two\nthree"
 
 
-def test_a_rank_killed_under_torchrun_points_to_memory(launch: Any, kubernetes: Any) -> None:
+def test_a_rank_killed_under_torchrun_points_to_memory(
+    launch: Launch, kubernetes: FakeKubernetes
+) -> None:
     def fail(name: str) -> None:
         kubernetes.log(
             f"{name}-master-0",
@@ -317,8 +336,8 @@ def test_a_rank_killed_under_torchrun_points_to_memory(launch: Any, kubernetes: 
 
 
 def test_the_clock_of_the_ranks_lines_is_not_repeated(
-    launch: Any, kubernetes: Any, lines: Any
+    launch: Launch, kubernetes: FakeKubernetes, progress: SilentProgress
 ) -> None:
     kubernetes.on_create(lambda name: succeed(kubernetes, name, f"{LINE_MARK}12:00:01 step 1"))
     launch()
-    assert "step 1" in lines.lines
+    assert "step 1" in progress.lines

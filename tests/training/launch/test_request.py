@@ -16,7 +16,7 @@ from components.training.stage import launch_request
 MANIFESTS = {"checkpoint": "s3://b/c", "data": "s3://b/d", "prompts": "s3://b/p"}
 
 
-def request(*overrides: str, **fields: Any) -> LaunchRequest:
+def request(*overrides: str, **fields: object) -> LaunchRequest:
     values = {**MANIFESTS, "launcher": "pytorchjob", "image": "train@sha256:1", **fields}
     config: Any = make_config("training", values, overrides)
     output: Any = SimpleNamespace(uri=f"s3://b/training/{'ab' * 32}/", scratch=Path("/scratch"))
