@@ -116,7 +116,7 @@ def test_the_server_s_wish_to_wait_is_respected(
     kfp_server: FakeKfp, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("pipelines.backend.connection.time.sleep", pauses.append)
+    monkeypatch.setattr("components.lib.system.patience.time.sleep", pauses.append)
     server.connection = server.connection.model_copy(update={"patience_s": 60.0})
     kfp_server.fail("GET", "/runs", 429, headers={"Retry-After": "7"})
     client.list_runs(server)
