@@ -172,13 +172,13 @@ class Hub:
 
     def _locate(self, repo: str, commit: str, path: str) -> tuple[str, Mapping[str, str]]:
         url = hf_hub_url(repo, path, revision=commit, endpoint=self.endpoint)
-        found = get_hf_file_metadata(
+        metadata = get_hf_file_metadata(
             url, token=self.auth, timeout=TIMEOUT_S, endpoint=self.endpoint, retry_on_errors=True
         )
         # The token is for the hub; a content network gets the signed URL alone.
-        same = urlsplit(found.location).netloc == urlsplit(self.endpoint).netloc
+        same = urlsplit(metadata.location).netloc == urlsplit(self.endpoint).netloc
         headers = build_hf_headers(token=self.auth if same else False)
-        return found.location, {**headers, "Accept-Encoding": "identity"}
+        return metadata.location, {**headers, "Accept-Encoding": "identity"}
 
     @contextmanager
     def explained(self, repo: str, revision: str, path: str = "") -> Iterator[None]:

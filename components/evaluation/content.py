@@ -47,7 +47,7 @@ class Findings(NamedTuple):
 
 def comparisons(evaluation: Evaluation) -> list[Findings]:
     """Candidate against base and production, on every set, by the deciding metric."""
-    found = []
+    findings = []
     for name in evaluation.sets:
         new = evaluation.clips("candidate", name)
         others: tuple[ModelRole, ...] = ("base", "production")
@@ -55,13 +55,13 @@ def comparisons(evaluation: Evaluation) -> list[Findings]:
             old = evaluation.clips(role, name)
             result = compare(old, new, evaluation.metric, evaluation.better)
             if result is not None:
-                found.append(Findings(role, name, result))
-    return found
+                findings.append(Findings(role, name, result))
+    return findings
 
 
-def sentence(found: Findings, evaluation: Evaluation) -> tuple[str, Mood, str]:
+def sentence(findings: Findings, evaluation: Evaluation) -> tuple[str, Mood, str]:
     """(word, mood, sentence) for one comparison."""
-    result = found.comparison
+    result = findings.comparison
     certain = math.isfinite(result.low)
     if certain and result.low > 0:
         word, mood = "better", "good"
@@ -73,8 +73,8 @@ def sentence(found: Findings, evaluation: Evaluation) -> tuple[str, Mood, str]:
         word = "better, one clip" if result.improvement > 0 else "not better, one clip"
         mood = "warn"
     label = LABELS[evaluation.metric]
-    against = "its base" if found.role == "base" else "the model in production"
-    where = "" if found.set_name == HELD_OUT else f" on {SET_NAMES[found.set_name]}"
+    against = "its base" if findings.role == "base" else "the model in production"
+    where = "" if findings.set_name == HELD_OUT else f" on {SET_NAMES[findings.set_name]}"
     text = (
         f"{label[:1].upper()}{label[1:]}{where} went from {result.old:.4g} to {result.new:.4g} "
         f"against {against}: improvement {result.text}."
@@ -95,20 +95,20 @@ def headline(evaluation: Evaluation) -> list[Markup]:
 
 def tiles(evaluation: Evaluation) -> list[Tile]:
     """The deciding metric of every model and the improvement over the base."""
-    found = []
+    tiles = []
     for role, name in ROLE_NAMES.items():
         mean = interval(evaluation.clips(role), evaluation.metric)
         if mean.units:
             reach = "" if math.isnan(mean.low) else f", 95 % {mean.low:.4g} to {mean.high:.4g}"
             plural = "" if mean.units == 1 else "s"
-            found.append(
+            tiles.append(
                 Tile(
                     name=f"{LABELS[evaluation.metric]}, {name}",
                     value=f"{mean.mean:.4g}",
                     note=f"{mean.units} source video{plural}{reach}",
                 )
             )
-    return found
+    return tiles
 
 
 def metric_table(evaluation: Evaluation) -> list[Markup]:

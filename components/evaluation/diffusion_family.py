@@ -53,11 +53,11 @@ class DiffusionFamily(Setting):
         # Not compiled: an unchanged model must score exactly the same, and with clips of several
         # sizes the compiler may take another graph, which rounds otherwise, the second time.
         model = load_dit(folder, device=self.device, dtype=self.dtype)
-        found = {}
+        scores = {}
         for name, held in sets.items():
             self.own_text |= bool(held.guide)
             clips = latent_clips(held, self.store, self.scratch, self.config.max_clips)
-            found[name] = diffusion.measure(
+            scores[name] = diffusion.measure(
                 model, clips, self.prompts, self.grid, self.device, self.progress,
                 min(held.samples, self.config.max_clips), f"loss of {role} on {name} clips",
             )  # fmt: skip
@@ -65,7 +65,7 @@ class DiffusionFamily(Setting):
             self._show(role, model, sets[HELD_OUT])
         if self.config.samples and not model.config.condition_mask:
             self._sample(role, model, sets[HELD_OUT])
-        return found
+        return scores
 
     def _sample(self, role: ModelRole, model: Any, held: HeldOut) -> None:
         """Latents from noise for the first distinct prompts; every model has the same seeds."""
@@ -99,7 +99,7 @@ class DiffusionFamily(Setting):
         """Original, noised, and each model's guess; then what each model makes of a prompt."""
         self.tokenizer = self._tokenizer()
         how = "decoded" if self.tokenizer is not None else "three latent channels as colours"
-        found = []
+        strips = []
         for number, rows in enumerate(self.shown.values()):
             clip: LatentClip = rows["clip"]
             order = ["original", "noised", "base", "production", "candidate"]
@@ -112,7 +112,7 @@ class DiffusionFamily(Setting):
                 f"σ = {diffusion.SHOWN_SIGMA:g} ({how})"
             )
             picture = Picture(caption=caption, data=pictures.strip(frames), media="image/jpeg")
-            found.append((f"pictures/denoised-{number:02d}.jpg", picture))
+            strips.append((f"pictures/denoised-{number:02d}.jpg", picture))
         for number, (prompt, rows) in enumerate(self.sampled.items()):
             frames = {SHORT[role]: self._film(prompt, role, rows) for role in SHORT if role in rows}
             caption = (
@@ -120,8 +120,8 @@ class DiffusionFamily(Setting):
                 f"{self.config.sample_steps} steps ({how})"
             )
             picture = Picture(caption=caption, data=pictures.strip(frames), media="image/jpeg")
-            found.append((f"pictures/sample-{number:02d}.jpg", picture))
-        return found
+            strips.append((f"pictures/sample-{number:02d}.jpg", picture))
+        return strips
 
     def _frames(self, latent: Any, clip: LatentClip) -> list[Any]:
         if self.tokenizer is None:
@@ -158,7 +158,7 @@ class DiffusionFamily(Setting):
         """What each model makes of a prompt, side by side, where a tokenizer can decode it."""
         if self.tokenizer is None:
             return []
-        found = []
+        films = []
         for number, (prompt, rows) in enumerate(self.sampled.items()):
             roles = [role for role in SHORT if role in rows]
             frames = pictures.beside([self.films[prompt, role] for role in roles])
@@ -168,18 +168,18 @@ class DiffusionFamily(Setting):
             picture = Picture(
                 caption=f"“{prompt}”: {names}", data=path.read_bytes(), media="video/mp4"
             )
-            found.append((f"pictures/sample-{number:02d}.mp4", picture))
-        return found
+            films.append((f"pictures/sample-{number:02d}.mp4", picture))
+        return films
 
     def scalars(self) -> dict[str, float]:
         """Frechet distance of latent patches, made against real, of base and candidate."""
-        found = {}
+        distances = {}
         for role in COMPARED:
             made = [diffusion.patch_vectors(r[role]) for r in self.sampled.values() if role in r]
             if made:
                 distance = gaussian_frechet(torch.cat(self.real), torch.cat(made))
-                found[f"{role}_latent_patch_frechet"] = distance
-        return found
+                distances[f"{role}_latent_patch_frechet"] = distance
+        return distances
 
     def sections(self, evaluation: Evaluation) -> list[Markup]:
         """Loss by noise level."""
@@ -191,15 +191,15 @@ class DiffusionFamily(Setting):
 
     def facts(self) -> dict[str, Any]:
         """The grid, and the Frechet distances."""
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "noise levels": ", ".join(f"{sigma:.3g}" for sigma in self.grid.sigmas),
             "noises per clip and level": self.grid.draws,
             "text": self._text(),
         }
         for name, value in self.scalars().items():
             role = SHORT[name.split("_", 1)[0]]
-            found[f"Frechet distance of latent patches, {role} (not FVD)"] = value
-        return found
+            facts[f"Frechet distance of latent patches, {role} (not FVD)"] = value
+        return facts
 
     def _text(self) -> str:
         if self.prompts:

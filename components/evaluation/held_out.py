@@ -79,10 +79,10 @@ def held_out(manifest: Manifest, name: str) -> HeldOut:
         return HeldOut(name, manifest, [], split == "train", {split: guide[split]})
     shards = [entry for entry in manifest.files if entry.path.endswith(".tar")]
     shards = [entry for entry in shards if int(entry.meta.get("samples", 1)) > 0]
-    held = [entry for entry in shards if entry.meta.get("split") == "validation"]
+    validation = [entry for entry in shards if entry.meta.get("split") == "validation"]
     if not shards:
         raise UserError(f"{manifest.uri} holds no samples to evaluate on.")
-    return HeldOut(name, manifest, held or shards, same_video=not held)
+    return HeldOut(name, manifest, validation or shards, same_video=not validation)
 
 
 def old_contents(data: Manifest, store: ObjectStore) -> set[str]:

@@ -112,13 +112,13 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:
 def _metrics(
     evaluation: Evaluation, curve: Mapping[str, float], family: Family
 ) -> dict[str, float]:
-    found = dict(curve)
+    scalars = dict(curve)
     for role in evaluation.models:
         for metric in content.LABELS:
             mean = interval(evaluation.clips(role), metric)
             if mean.units:
-                found[f"{role}_{metric}"] = mean.mean
+                scalars[f"{role}_{metric}"] = mean.mean
     for item in content.comparisons(evaluation):
         key = f"improvement_over_{item.role}" + ("" if item.set_name == "held-out" else "_old")
-        found[key] = item.comparison.improvement
-    return {**found, **family.scalars(), **family.rates()}
+        scalars[key] = item.comparison.improvement
+    return {**scalars, **family.scalars(), **family.rates()}

@@ -169,11 +169,11 @@ def _measure(
 
 def _part_old(scores: dict[str, dict[ModelRole, tuple[ClipScore, ...]]], old: set[str]) -> None:
     """Make the held-out clips of older video a set of its own, when both kinds are there."""
-    held = scores[HELD_OUT]
+    by_role = scores[HELD_OUT]
     parts = {
         name: {
             role: tuple(clip for clip in clips if (clip.sha256 in old) == (name == OLD))
-            for role, clips in held.items()
+            for role, clips in by_role.items()
         }
         for name in (HELD_OUT, OLD)
     }

@@ -57,7 +57,7 @@ class TokenizerFamily(Setting):
         """See `Family`."""
         model = load_tokenizer(folder, device=self.device, dtype=self.dtype)
         speed_up_tokenizer(model)
-        found = {}
+        scores = {}
         for name, held in sets.items():
             clips = video_clips(held, self.store, self.scratch, self.config.max_clips)
             measured = tokenizer.measure(
@@ -67,16 +67,16 @@ class TokenizerFamily(Setting):
                 total=min(held.samples, self.config.max_clips),
                 what=f"reconstruction by {role} on {name} video",
             )  # fmt: skip
-            found[name] = measured.scores
+            scores[name] = measured.scores
             if name == HELD_OUT:
                 self.measured[role] = measured
         for original, _ in self.measured[role].shown.values():
             self.compression = tokenizer.compression(model.config, *original.shape[:3])
-        return found
+        return scores
 
     def strips(self) -> list[tuple[str, Picture]]:
         """Original, each model's reconstruction, and where it is wrong."""
-        found = []
+        strips = []
         for number, (key, clips) in enumerate(self._clips().items()):
             rows = {}
             original = clips.pop("original")
@@ -92,31 +92,31 @@ class TokenizerFamily(Setting):
                 data=pictures.strip(rows),
                 media="image/jpeg",
             )
-            found.append((f"pictures/reconstruction-{number:02d}.jpg", picture))
-        return found
+            strips.append((f"pictures/reconstruction-{number:02d}.jpg", picture))
+        return strips
 
     def _clips(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
+        values: dict[str, dict[str, Any]] = {}
         roles: tuple[ModelRole, ...] = ("base", "production", "candidate")
         for role in roles:
             for key, (original, made) in self._shown(role).items():
-                found.setdefault(key, {"original": original})[role] = made
-        return found
+                values.setdefault(key, {"original": original})[role] = made
+        return values
 
     def _shown(self, role: ModelRole) -> dict[str, tuple[Any, Any]]:
         return self.measured[role].shown if role in self.measured else {}
 
     def videos(self) -> list[tuple[str, Picture]]:
         """Original and reconstructions side by side."""
-        found = []
+        films = []
         for number, (key, clips) in enumerate(self._clips().items()):
             names = ", ".join(SHORT.get(name, name).replace("\n", " ") for name in clips)
             frames = pictures.beside(list(clips.values()))
             path = self.scratch / "beside.mp4"
             write_mp4(path, frames, 12, crf=23)
             picture = Picture(caption=f"{key}: {names}", data=path.read_bytes(), media="video/mp4")
-            found.append((f"pictures/reconstruction-{number:02d}.mp4", picture))
-        return found
+            films.append((f"pictures/reconstruction-{number:02d}.mp4", picture))
+        return films
 
     def scalars(self) -> dict[str, float]:
         """Code use of the candidate, compression ratio."""
@@ -150,21 +150,21 @@ class TokenizerFamily(Setting):
 
     def facts(self) -> dict[str, Any]:
         """Compression, code use, speed."""
-        found: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         if self.compression:
-            found["compression (bits of 8-bit RGB over bits of the latent)"] = self.compression
+            facts["compression (bits of 8-bit RGB over bits of the latent)"] = self.compression
         for role in COMPARED:
             use = self._codes(role)
             if use is not None:
-                found[f"codes used, {SHORT[role]}"] = (
+                facts[f"codes used, {SHORT[role]}"] = (
                     f"{use.used:,} of {use.codes:,} ({100 * use.usage:.1f} %) at {use.positions:,} "
                     f"positions; entropy {use.entropy:.2f} bits, perplexity {use.perplexity:,.0f}"
                 )
         if self.vgg_missing:
-            found["VGG16 feature distance"] = f"not measured: {self.vgg_missing}"
+            facts["VGG16 feature distance"] = f"not measured: {self.vgg_missing}"
         for name, rate in self.rates().items():
-            found[name.replace("_", " ")] = f"{rate:.1f} on {self.device}"
-        return found
+            facts[name.replace("_", " ")] = f"{rate:.1f} on {self.device}"
+        return facts
 
 
 EVALUATION = TokenizerFamily

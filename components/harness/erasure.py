@@ -69,11 +69,13 @@ def find_traces(store: ObjectStore, storage_root: str, video: str) -> Traces | N
     sha256 = sha256 or _recorded(store, root, video)
     if not sha256:
         return None
-    held = [(uri, record.uri) for uri, record in _records(store, root) if record.sha256 == sha256]
-    names = {name for _, name in held}
+    holders = [
+        (uri, record.uri) for uri, record in _records(store, root) if record.sha256 == sha256
+    ]
+    names = {name for _, name in holders}
     if not _SHA256.match(video):
         names.add(video)
-    found_in = {uri for uri, _ in held}
+    found_in = {uri for uri, _ in holders}
     data_sets = [
         manifest
         for manifest in _manifests(store, root, DATA_STAGES)
@@ -114,8 +116,8 @@ def erase(store: ObjectStore, traces: Traces) -> int:
 
 def _recorded(store: ObjectStore, root: str, video: str) -> str:
     """sha256 that discovery once saw under a name; "" when it never did."""
-    found = (record.sha256 for _, record in _records(store, root) if record.uri == video)
-    return next(filter(None, found), "")
+    digests = (record.sha256 for _, record in _records(store, root) if record.uri == video)
+    return next(filter(None, digests), "")
 
 
 def _records(store: ObjectStore, root: str) -> Iterator[tuple[str, VideoRecord]]:

@@ -222,7 +222,7 @@ def finished_files(plan: ShardPlan, output: Output) -> list[dict[str, Any]] | No
     data = output.store.get_bytes(output.uri + index_path(plan.name))
     head, *lines = [json.loads(line) for line in data.splitlines()]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(output.finished, head["files"]))
-    if any(entry is None for entry in found):
+        entries = list(pool.map(output.finished, head["files"]))
+    if any(entry is None for entry in entries):
         return None
     return lines

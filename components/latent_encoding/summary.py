@@ -37,9 +37,9 @@ class ShardResult:
 def load_results(plan: EncodingPlan, output: Output) -> list[ShardResult]:
     """The indexes of all shards. Raises UserError when one is not finished."""
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda shard: finished_files(shard, output), plan.shards))
+        finished = list(pool.map(lambda shard: finished_files(shard, output), plan.shards))
     results = []
-    for shard, lines in zip(plan.shards, found, strict=True):
+    for shard, lines in zip(plan.shards, finished, strict=True):
         if lines is None:
             raise UserError(
                 f"The shard {shard.name} of {output.uri} vanished. Run the stage again."

@@ -114,15 +114,15 @@ class _Walk:
     def _inherit(self, manifest: Manifest) -> None:
         entry = manifest.entry(LINEAGE_NAME)
         uri = manifest.file_uri(LINEAGE_NAME)
-        held = parse_lineage(self.store.get_bytes(uri, sha256=entry.sha256), uri)
+        inherited = parse_lineage(self.store.get_bytes(uri, sha256=entry.sha256), uri)
         via = str(manifest.summary.get("version_name", manifest.uri))
-        for step in held.steps:
+        for step in inherited.steps:
             if step.uri not in {known.uri for known in self.steps}:
                 self.steps.append(step.model_copy(update={"via": step.via or via}))
-        for video in held.videos:
+        for video in inherited.videos:
             key = (video.uri, video.sha256)
             self.videos.setdefault(key, video.model_copy(update={"via": video.via or via}))
-        self.missing |= set(held.missing)
+        self.missing |= set(inherited.missing)
 
     def _take_videos(self, manifest: Manifest) -> None:
         names: dict[str, list[str]] = {}
@@ -159,15 +159,15 @@ def models_that_used(store: ObjectStore, root: str, wanted: str) -> list[tuple[s
     validation split count: a model was chosen by them.
     """
     prefix = root.rstrip("/") + "/"
-    found: list[tuple[str, SourceVideo]] = []
+    uses: list[tuple[str, SourceVideo]] = []
     for info in store.list(prefix):
         parts = info.uri[len(prefix) :].split("/")
         if len(parts) != 4 or parts[1] != "versions" or parts[3] != LINEAGE_NAME:
             continue
-        held = parse_lineage(store.get_bytes(info.uri), info.uri)
-        found.extend(
+        lineage = parse_lineage(store.get_bytes(info.uri), info.uri)
+        uses.extend(
             (f"{parts[0]}@{parts[2]}", video)
-            for video in held.videos
+            for video in lineage.videos
             if wanted in (video.uri, video.sha256, *video.also)
         )
-    return found
+    return uses

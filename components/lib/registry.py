@@ -101,12 +101,12 @@ class Registry:
         return self._state(states[-1]) if states else None
 
     def _states(self) -> list[str]:
-        found = {
+        versions = {
             int(match[1]): info.uri
             for info in self.store.list(self.uri + "production/")
             if (match := _STATE.search(info.uri))
         }
-        return [found[number] for number in sorted(found)]
+        return [versions[number] for number in sorted(versions)]
 
     def _state(self, uri: str) -> Pointer:
         try:
@@ -119,12 +119,12 @@ class Registry:
 
     def versions(self) -> list[int]:
         """Numbers of the complete versions, ascending."""
-        found = []
+        pointers = []
         for info in self.store.list(self.uri + "versions/"):
             number, _, rest = info.uri[len(self.uri + "versions/") :].partition("/")
             if rest == MANIFEST_NAME and number.isdigit():
-                found.append(int(number))
-        return sorted(found)
+                pointers.append(int(number))
+        return sorted(pointers)
 
     def load(self, version: int) -> Manifest:
         """A version's manifest. Raises UserError naming the versions there are."""
@@ -137,8 +137,8 @@ class Registry:
     def claim(self, digest: str) -> int:
         """The version number of these weights, a new one unless they have one already."""
         number = 0
-        for number, held in self._claims():
-            if held == digest:
+        for number, claimed in self._claims():
+            if claimed == digest:
                 return number
         while True:
             number += 1
@@ -153,12 +153,12 @@ class Registry:
             return number
 
     def _claims(self) -> list[tuple[int, str]]:
-        found = []
+        names = []
         for info in self.store.list(self.uri + "versions/"):
             number, _, rest = info.uri[len(self.uri + "versions/") :].partition("/")
             if rest == "claim.json" and number.isdigit():
-                found.append((int(number), self._claimed_by(info.uri)))
-        return sorted(found)
+                names.append((int(number), self._claimed_by(info.uri)))
+        return sorted(names)
 
     def _claimed_by(self, uri: str) -> str:
         return Claim.model_validate_json(self.store.get_bytes(uri)).digest

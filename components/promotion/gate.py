@@ -84,23 +84,23 @@ def judge(evaluation: Evaluation, production: str, version_name: str, rules: Gat
             "Evaluate again with model_name set.",
         )
         return Verdict(passed=False, rules=(rule,), improvement=math.nan, p_value=math.nan)
-    found = _compare(evaluation, "production", HELD_OUT)
+    comparison = _compare(evaluation, "production", HELD_OUT)
     return _verdict(
         [
-            _better(found, version_name, rules),
+            _better(comparison, version_name, rules),
             _drives(evaluation, "production", rules),
             *_old(evaluation, "production", rules),
         ],
-        found,
+        comparison,
     )
 
 
-def _verdict(rules: list[Rule], found: Comparison | None) -> Verdict:
+def _verdict(rules: list[Rule], comparison: Comparison | None) -> Verdict:
     return Verdict(
         passed=all(rule.passed for rule in rules),
         rules=tuple(rules),
-        improvement=found.improvement if found else math.nan,
-        p_value=found.p_value if found else math.nan,
+        improvement=comparison.improvement if comparison else math.nan,
+        p_value=comparison.p_value if comparison else math.nan,
     )
 
 
@@ -114,48 +114,48 @@ def _compare(evaluation: Evaluation, role: ModelRole, name: str) -> Comparison |
 
 
 def _first(evaluation: Evaluation, rules: GateRules) -> tuple[list[Rule], Comparison | None]:
-    found = _compare(evaluation, "base", HELD_OUT)
+    comparison = _compare(evaluation, "base", HELD_OUT)
     if rules.first_version == "accept":
         sentence = "Nothing is in production; first versions are accepted as they are."
-        return [Rule(name="first version", passed=True, sentence=sentence)], found
-    if found is None:
+        return [Rule(name="first version", passed=True, sentence=sentence)], comparison
+    if comparison is None:
         sentence = "Nothing is in production, and base and candidate share no measured clip."
-        return [Rule(name="first version", passed=False, sentence=sentence)], found
-    passed = found.improvement > 0
+        return [Rule(name="first version", passed=False, sentence=sentence)], comparison
+    passed = comparison.improvement > 0
     word = "better" if passed else "not better"
-    sentence = f"Nothing is in production; the model is {word} than its base: {found.text}."
-    return [Rule(name="first version", passed=passed, sentence=sentence)], found
+    sentence = f"Nothing is in production; the model is {word} than its base: {comparison.text}."
+    return [Rule(name="first version", passed=passed, sentence=sentence)], comparison
 
 
-def _better(found: Comparison | None, version_name: str, rules: GateRules) -> Rule:
+def _better(comparison: Comparison | None, version_name: str, rules: GateRules) -> Rule:
     name = "better beyond noise"
-    if found is None:
+    if comparison is None:
         return Rule(name=name, passed=False, sentence="No clip was measured on both models.")
-    if not math.isfinite(found.p_value):
+    if not math.isfinite(comparison.p_value):
         return Rule(
             name=name,
             passed=False,
-            sentence=f"{found.units} {found.unit} cannot tell an improvement from noise. Hold out "
-            "more video, or promote by force with a reason.",
+            sentence=f"{comparison.units} {comparison.unit} cannot tell an improvement from noise. "
+            "Hold out more video, or promote by force with a reason.",
         )
-    low = lower_bound(found, rules.confidence)
+    low = lower_bound(comparison, rules.confidence)
     passed = low > rules.min_improvement
     verb = "is" if passed else "is not"
     return Rule(
         name=name,
         passed=passed,
-        sentence=f"Against {version_name} the improvement is {found.text}; it {verb} beyond noise "
-        f"(lower bound {low:.4g}, needed more than {rules.min_improvement:g}).",
+        sentence=f"Against {version_name} the improvement is {comparison.text}; it {verb} beyond "
+        f"noise (lower bound {low:.4g}, needed more than {rules.min_improvement:g}).",
     )
 
 
-def lower_bound(found: Comparison, confidence: float) -> float:
+def lower_bound(comparison: Comparison, confidence: float) -> float:
     """One-sided lower confidence bound of the improvement."""
     from components.lib.report.stats import t_quantile
 
-    if found.error == 0:
-        return found.improvement
-    return found.improvement - t_quantile(confidence, found.units - 1) * found.error
+    if comparison.error == 0:
+        return comparison.improvement
+    return comparison.improvement - t_quantile(confidence, comparison.units - 1) * comparison.error
 
 
 def _drives(evaluation: Evaluation, role: ModelRole, rules: GateRules) -> Rule:
@@ -178,12 +178,12 @@ def _drives(evaluation: Evaluation, role: ModelRole, rules: GateRules) -> Rule:
 
 
 def _old(evaluation: Evaluation, role: ModelRole, rules: GateRules) -> list[Rule]:
-    found = _compare(evaluation, role, OLD)
-    if found is None:
+    comparison = _compare(evaluation, role, OLD)
+    if comparison is None:
         return []
     limit = _limit(evaluation, rules)
-    passed = found.improvement > -limit
-    sentence = f"On older video the improvement is {found.text}; the limit is {-limit:g}."
+    passed = comparison.improvement > -limit
+    sentence = f"On older video the improvement is {comparison.text}; the limit is {-limit:g}."
     return [Rule(name="does not forget", passed=passed, sentence=sentence)]
 
 

@@ -122,13 +122,13 @@ def model_card(name: str, candidate: Candidate, verdict: Verdict, lineage: Linea
     """The version in words: what it is, how good, from what, and why it was let through."""
     evaluation = candidate.evaluation
     trained = [video for video in lineage.videos if video.split == "train"]
-    held = [video for video in lineage.videos if video.split == "validation"]
+    validation = [video for video in lineage.videos if video.split == "validation"]
     lines = [
         f"# {name}",
         "",
         f"A Cosmos-1.0 {family_named(evaluation.family).noun}, "
         f"post-trained from {evaluation.models['base'].name} on {len(trained)} videos "
-        f"({len(held)} held out). Registered {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by "
+        f"({len(validation)} held out). Registered {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by "
         f"cosmos-pipelines {package_version('cosmos-pipelines')}.",
         "",
         "## Figures",

@@ -112,12 +112,12 @@ def _clips(
     parts = [whole] if scenes is None else scenes[record.sha256]
     if not clip_frames:
         return () if list(parts) == [whole] or scenes is None else tuple(parts)
-    found = tuple(
+    clips = tuple(
         (first + offset, clip_frames)
         for first, count in parts
         for offset in range(0, count - clip_frames + 1, clip_frames)
     )
-    return found or None
+    return clips or None
 
 
 Chosen = tuple[VideoRecord, tuple[tuple[int, int], ...]]

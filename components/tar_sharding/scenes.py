@@ -36,7 +36,7 @@ def look_for_scenes(
     progress: Progress,
 ) -> SceneSearch:
     """Look through every video once."""
-    found = SceneSearch()
+    search = SceneSearch()
 
     def look(record: VideoRecord) -> dict[str, object]:
         name = f"scenes/{record.sha256}.json"
@@ -52,12 +52,12 @@ def look_for_scenes(
         for record, answer in zip(records, threads.map(look, records), strict=True):
             task.advance()
             if "reason" in answer:
-                found.failures.append({"uri": record.uri, "reason": str(answer["reason"])})
+                search.failures.append({"uri": record.uri, "reason": str(answer["reason"])})
                 continue
             pairs = answer["scenes"]
             assert isinstance(pairs, list)
-            found.scenes[record.sha256] = [(start, count) for start, count in pairs]
-    return found
+            search.scenes[record.sha256] = [(start, count) for start, count in pairs]
+    return search
 
 
 def _look(

@@ -49,25 +49,25 @@ def _work(config: TarShardingConfig, videos: Manifest, output: Output, progress:
     workers = config.workers or len(os.sched_getaffinity(0))
     with DecodingPool(workers, file_bytes=1 << 40) as pool:
         records = [r for r in read_records(videos, output.store) if r.status == "ok"]
-        found = SceneSearch()
+        search = SceneSearch()
         if config.scenes:
-            found = look_for_scenes(config, records, output, pool, workers, progress)
+            search = look_for_scenes(config, records, output, pool, workers, progress)
             output.timing["scene_seconds"] = time.monotonic() - started
-            records = [record for record in records if record.sha256 in found.scenes]
+            records = [record for record in records if record.sha256 in search.scenes]
         plan = make_plan(
             records,
             max_bytes=config.max_shard_bytes,
             max_samples=config.max_shard_samples,
             clip_frames=config.clip_frames,
             seed=config.seed,
-            scenes=found.scenes if config.scenes else None,
+            scenes=search.scenes if config.scenes else None,
         )
         if not plan.shards:
-            raise UserError(_nothing_to_pack(config, videos, plan, found.failures))
+            raise UserError(_nothing_to_pack(config, videos, plan, search.failures))
         made = _make(config, plan, output, pool, workers, progress)
-    _check(config, videos, plan, made, found.failures)
+    _check(config, videos, plan, made, search.failures)
     _write_index(output, made)
-    _summarise(output, plan, made, found.failures, time.monotonic() - started)
+    _summarise(output, plan, made, search.failures, time.monotonic() - started)
 
 
 def _make(

@@ -54,17 +54,17 @@ class Describer:
 
     def describe(self, candidate: Candidate) -> Description:
         """All that is known. Raises UserError naming a sidecar that cannot be read."""
-        found = Description()
+        description = Description()
         for key in sorted(candidate.sidecars):  # .json before .txt
-            found = found.filled_from(self._sidecar(key))
+            description = description.filled_from(self._sidecar(key))
         key = candidate.entry.key
         for beside in self._layout_keys(key):
-            data = None if found.prompt else self.source.read(beside)
+            data = None if description.prompt else self.source.read(beside)
             if data is not None:
-                found = found.filled_from(_parse(beside, data))
-        found = found.filled_from(self._from_table(key))
-        found = found.filled_from(self._from_path(key))
-        return found.filled_from(Description(prompt=self.prompt))
+                description = description.filled_from(_parse(beside, data))
+        description = description.filled_from(self._from_table(key))
+        description = description.filled_from(self._from_path(key))
+        return description.filled_from(Description(prompt=self.prompt))
 
     def _sidecar(self, key: str) -> Description:
         data = self.source.read(key)
@@ -90,13 +90,13 @@ class Describer:
         return Description()
 
     def _from_path(self, key: str) -> Description:
-        found = {
+        fields = {
             name: readable(value)
             for match in self.pattern.finditer(key)
             for name, value in match.groupdict().items()
             if value and name in ("drive", "vehicle")
         }
-        return Description(**found)
+        return Description(**fields)
 
 
 def fill_prompt(prompt: str, subject: str) -> str:
@@ -159,8 +159,8 @@ def _description(row: dict[str, Any]) -> Description:
 
 def _file(row: dict[str, Any]) -> str:
     """The name as it is: spaces of any kind may be part of it."""
-    found = (row.get(name) for name in FILE_KEYS)
-    return next((name for value in found if isinstance(value, str) and (name := value.strip())), "")
+    names = (row.get(name) for name in FILE_KEYS)
+    return next((name for value in names if isinstance(value, str) and (name := value.strip())), "")
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> str:

@@ -255,25 +255,25 @@ class _Inspector:
         if known is None:
             with self.source.local(entry, self.scratch) as path:
                 fetched = time.monotonic()
-                found = self.pool.inspect(
+                result = self.pool.inspect(
                     path,
                     check=self.config.check,  # type: ignore[arg-type]  # the field's pattern
                     pictures=self.pictures,
                     timeout_s=self.config.timeout_s + entry.bytes / _BYTES_PER_TIMEOUT_SECOND,
                 )
                 decoded = time.monotonic()
-                if isinstance(found, str):
+                if isinstance(result, str):
                     return _Result(
                         candidate,
                         None,
                         False,
-                        lost=found,
+                        lost=result,
                         fetch_seconds=fetched - begun,
                         decode_seconds=decoded - fetched,
                     )
-                if found.probe is not None:
-                    self.source.publish(entry, path, found.sha256)
-            inspection = found
+                if result.probe is not None:
+                    self.source.publish(entry, path, result.sha256)
+            inspection = result
         else:
             inspection = known
         description = Description()

@@ -50,8 +50,8 @@ class FolderSource:
     def entries(self) -> Iterator[Entry]:
         if self.single:
             beside = [self.root.with_suffix(suffix) for suffix in SIDECAR_SUFFIXES]
-            found = {path for path in (self.root, *beside) if path.is_file()}
-            for path in sorted(found, key=lambda path: order_key(str(path))):
+            paths = {path for path in (self.root, *beside) if path.is_file()}
+            for path in sorted(paths, key=lambda path: order_key(str(path))):
                 yield _file_entry(str(path), path.stat())
             return
         yield from self._walk(str(self.root))
@@ -112,8 +112,8 @@ class BucketSource:
             folder, _, base = self.prefix.rpartition("/")
             stem = f"{folder}/{base.rpartition('.')[0] or base}"
             uris = {self.prefix, *(stem + suffix for suffix in SIDECAR_SUFFIXES)}
-            found = [info for uri in sorted(uris, key=order_key) if (info := self.store.stat(uri))]
-            yield from map(_object_entry, found)
+            infos = [info for uri in sorted(uris, key=order_key) if (info := self.store.stat(uri))]
+            yield from map(_object_entry, infos)
             return
         # A prefix without a slash is a folder, not the start of other names.
         for info in self.store.list(self.prefix.rstrip("/") + "/"):

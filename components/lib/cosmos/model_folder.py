@@ -223,15 +223,15 @@ def _open(path: Path) -> Any:
 
 
 def check_keys(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
+    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
     """Raise UserError that lists every missing, unexpected and mis-shaped key of ``where``."""
-    missing = [key for key in expected if key not in found]
-    unexpected = [key for key in found if key not in expected]
+    missing = [key for key in expected if key not in stored]
+    unexpected = [key for key in stored if key not in expected]
     shapes = [
-        f"{key} has shape {list(found[key])}, wanted {list(shape)}"
+        f"{key} has shape {list(stored[key])}, wanted {list(shape)}"
         for key, shape in expected.items()
-        if key in found and tuple(found[key]) != tuple(shape)
+        if key in stored and tuple(stored[key]) != tuple(shape)
     ]
     problems = [
         f"{len(entries)} {what}: {_listed(entries)}"
@@ -266,12 +266,12 @@ def load_weights(
     dtype that each floating-point weight has in the file. Tensors stored under the names of
     ``extras`` are returned as they are, and a folder may lack them all.
     """
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    found = {key: spec.shape for key, spec in read_specs(folder).items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    stored = {key: spec.shape for key, spec in read_specs(folder).items()}
     beside = {key: tuple(tensor.shape) for key, tensor in (extras or {}).items()}
-    if any(key in found for key in beside):
-        own.update(beside)
-    check_keys(own, found, str(folder))
+    if any(key in stored for key in beside):
+        expected.update(beside)
+    check_keys(expected, stored, str(folder))
     weights, others = {}, {}
     for key, tensor in read_weights(folder):
         if key in beside:

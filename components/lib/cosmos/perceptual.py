@@ -85,10 +85,10 @@ def load_vgg16(folder: Path) -> VGG16Features:
         raise UserError(f"model.vgg_path holds a {found_config.family}, not a VGG16.")
     model = VGG16Features(VGGConfig.model_validate(found_config.config).channels)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {
+    stored = {
         name: spec.shape for name, spec in read_specs(folder).items() if name.startswith("features")
     }
-    check_keys(wanted, found, str(folder))
+    check_keys(wanted, stored, str(folder))
     weights = {name: value.float() for name, value in read_weights(folder) if name in wanted}
     model.load_state_dict(weights)
     return model.eval()
@@ -123,8 +123,8 @@ def flow_term(network: FlowNetwork, original: torch.Tensor, other: torch.Tensor)
     for first, second in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
         with torch.no_grad():
             target = _flow(network, original[:, :, first], original[:, :, second])
-        found = _flow(network, other[:, :, first], other[:, :, second])
-        total = total + (found - target).abs().mean()
+        flow = _flow(network, other[:, :, first], other[:, :, second])
+        total = total + (flow - target).abs().mean()
     return total / 2
 
 

@@ -175,8 +175,8 @@ def draw(chart: Chart) -> Markup:
     )
 
 
-def _marks(found: Ticks, scale: _Scale) -> list[tuple[float, str]]:
-    return [(scale(value), text) for value, text in zip(found.at, found.text, strict=True)]
+def _marks(ticks: Ticks, scale: _Scale) -> list[tuple[float, str]]:
+    return [(scale(value), text) for value, text in zip(ticks.at, ticks.text, strict=True)]
 
 
 def _scales(chart: Chart, drawn: Sequence[Series]) -> tuple[_Scale, _Scale]:

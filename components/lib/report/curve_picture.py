@@ -20,7 +20,7 @@ def to_png(runs: Sequence[Run], *, width: float = 9.6, height: float = 5.0) -> b
     axes = figure.add_subplot()
     for index, run in enumerate(runs):
         colour = colours[index % len(colours)]
-        train, held = run.get("loss").finite(), run.get("loss", VALIDATION).finite()
+        train, validation = run.get("loss").finite(), run.get("loss", VALIDATION).finite()
         label = "training loss" if len(runs) == 1 else run.name
         axes.plot(train.steps, train.values, color=colour, alpha=0.28, linewidth=1)
         if len(train.steps) > 1:
@@ -29,10 +29,12 @@ def to_png(runs: Sequence[Run], *, width: float = 9.6, height: float = 5.0) -> b
             axes.fill_between(
                 train.steps, trend.low, trend.high, color=colour, alpha=0.15, linewidth=0
             )
-        if held.steps:
+        if validation.steps:
             name = "validation loss" if len(runs) == 1 else f"{run.name}, validation"
             second = colours[1] if len(runs) == 1 else colour
-            axes.plot(held.steps, held.values, "o--", color=second, markersize=4, label=name)
+            axes.plot(
+                validation.steps, validation.values, "o--", color=second, markersize=4, label=name
+            )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.25)

@@ -55,8 +55,8 @@ def temporal_error(original: Tensor, other: Tensor) -> float:
     if len(original) < 2:
         return 0.0
     wanted = original[1:].float() - original[:-1].float()
-    found = other[1:].float() - other[:-1].float()
-    return 255 * float((wanted - found).abs().mean())
+    motion = other[1:].float() - other[:-1].float()
+    return 255 * float((wanted - motion).abs().mean())
 
 
 def _similarity(original: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

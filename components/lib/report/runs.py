@@ -73,7 +73,7 @@ def headline(judged: Sequence[Judged]) -> list[Markup]:
 def scalars(item: Judged) -> dict[str, float]:
     """Numbers about one run for the UI's metrics table. Only finite values."""
     numbers = item.verdict.numbers
-    found = {
+    figures = {
         "loss_first_tenth": numbers.get("first_tenth", math.nan),
         "loss_last_tenth": numbers.get("last_tenth", math.nan),
         "loss_ratio": numbers.get("ratio", math.nan),
@@ -85,7 +85,7 @@ def scalars(item: Judged) -> dict[str, float]:
         "step_seconds_median": _median(item.run.get("step_seconds")),
         "mfu_median": _median(item.run.get("mfu")),
     }
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def _last(series: Series) -> float:
@@ -100,10 +100,10 @@ def _median(series: Series) -> float:
 def tiles(item: Judged) -> list[Tile]:
     """The big numbers of one run."""
     numbers = scalars(item)
-    found = [Tile(name="steps", value=f"{numbers['steps']:,.0f}")]
+    tiles = [Tile(name="steps", value=f"{numbers['steps']:,.0f}")]
     if "loss_ratio" in numbers:
         ratio = numbers["loss_ratio"]
-        found.append(
+        tiles.append(
             Tile(
                 name="training loss, last tenth",
                 value=f"{numbers['loss_last_tenth']:.4g}",
@@ -112,7 +112,7 @@ def tiles(item: Judged) -> list[Tile]:
             )
         )
     if "loss_validation_last" in numbers:
-        found.append(
+        tiles.append(
             Tile(
                 name="validation loss, last",
                 value=f"{numbers['loss_validation_last']:.4g}",
@@ -120,7 +120,7 @@ def tiles(item: Judged) -> list[Tile]:
             )
         )
     if "step_seconds_median" in numbers:
-        found.append(
+        tiles.append(
             Tile(
                 name="time per step",
                 value=f"{numbers['step_seconds_median']:.3g} s",
@@ -128,8 +128,8 @@ def tiles(item: Judged) -> list[Tile]:
             )
         )
     if "mfu_median" in numbers:
-        found.append(Tile(name="MFU", value=f"{100 * numbers['mfu_median']:.1f} %", note="median"))
-    return found
+        tiles.append(Tile(name="MFU", value=f"{100 * numbers['mfu_median']:.1f} %", note="median"))
+    return tiles
 
 
 def loss_chart(runs: Sequence[Run]) -> Chart:
@@ -139,17 +139,17 @@ def loss_chart(runs: Sequence[Run]) -> Chart:
         alone = len(runs) == 1
         name = "training loss" if alone else run.name
         lines.append(Line(name=name, series=run.get("loss"), colour=index, trend=True))
-        held = run.get("loss", VALIDATION)
-        if held.steps:
+        validation = run.get("loss", VALIDATION)
+        if validation.steps:
             name = "validation loss" if alone else f"{run.name}, validation"
             colour = 1 if alone else index
-            lines.append(Line(name=name, series=held, colour=colour, style="points"))
+            lines.append(Line(name=name, series=validation, colour=colour, style="points"))
     return Chart(key="loss", lines=tuple(lines), y_label="loss")
 
 
 def charts(runs: Sequence[Run]) -> tuple[Chart, list[Chart], list[Chart]]:
     """The loss chart, the charts of held-out quantities, and those of rates and the like."""
-    held = [
+    validation = [
         chart
         for key, label in HELD_OUT
         for chart in [_shared(runs, key, label, VALIDATION, log=False)]
@@ -161,7 +161,7 @@ def charts(runs: Sequence[Run]) -> tuple[Chart, list[Chart], list[Chart]]:
         for chart in [_shared(runs, key, label, "train", log=log)]
         if chart.lines
     ]
-    return loss_chart(runs), held, rates
+    return loss_chart(runs), validation, rates
 
 
 def _throughputs(runs: Sequence[Run]) -> list[tuple[str, str, bool]]:
@@ -222,14 +222,14 @@ def settings_section(runs: Sequence[Run]) -> Markup:
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names and readable values."""
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            found |= flatten(value, f"{name}.")
+            flat |= flatten(value, f"{name}.")
         else:
-            found[name] = _readable(value)
-    return found
+            flat[name] = _readable(value)
+    return flat
 
 
 def _readable(value: Any) -> str:

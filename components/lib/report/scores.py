@@ -61,17 +61,17 @@ class Evaluation(Frozen):
 
 def weights_digest(manifest: Manifest, prefix: str = "model/") -> str:
     """Digest of the weights and config under ``prefix``: equal models have equal digests."""
-    held = sorted(
+    files = sorted(
         (entry.path[len(prefix) :], entry.sha256)
         for entry in manifest.files
         if entry.path.startswith(prefix)
     )
-    if not held:
+    if not files:
         raise UserError(
             f"{manifest.uri} holds no files under '{prefix}', so it is no model. Give the output "
             "of checkpoint_fetch, training or promotion."
         )
-    return digest_json(held)
+    return digest_json(files)
 
 
 def parse_evaluation(data: bytes, name: str) -> Evaluation:
@@ -102,8 +102,8 @@ def by_clip(clips: Sequence[ClipScore], metric: str) -> dict[str, float]:
 def _grouped(
     group_of: Mapping[str, str], clips: Sequence[ClipScore], metric: str
 ) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    by_unit: dict[str, list[float]] = {}
     for clip in clips:
         if metric in clip.values:
-            found.setdefault(group_of[clip.clip], []).append(clip.values[metric])
-    return {group: sum(values) / len(values) for group, values in found.items()}
+            by_unit.setdefault(group_of[clip.clip], []).append(clip.values[metric])
+    return {group: sum(values) / len(values) for group, values in by_unit.items()}

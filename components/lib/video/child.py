@@ -44,13 +44,13 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inspect(request: dict[str, Any]) -> dict[str, Any]:
-    found = inspect_video(
+    inspection = inspect_video(
         Path(request["path"]),
         check=request["check"],
         pictures=bool(request["pictures"]),
         threads=int(request["threads"]),
     )
-    return found.model_dump(mode="json")
+    return inspection.model_dump(mode="json")
 
 
 def _cut(request: dict[str, Any]) -> dict[str, Any]:
@@ -65,13 +65,13 @@ def _cut(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scenes(request: dict[str, Any]) -> dict[str, Any]:
-    found = find_scenes(
+    scenes = find_scenes(
         Path(request["path"]),
         threshold=float(request["threshold"]),
         min_frames=int(request["min_frames"]),
         threads=int(request["threads"]),
     )
-    return {"scenes": found}
+    return {"scenes": scenes}
 
 
 if __name__ == "__main__":

@@ -119,8 +119,8 @@ def _video_stream(container: Any, name: str) -> Any:
     streams = [s for s in container.streams.video if not s.disposition & attached]
     if not streams:
         kinds = sorted({stream.type for stream in container.streams})
-        held = f"only {', '.join(kinds)}" if kinds else "nothing"
-        raise VideoError(name, f"it holds no video stream ({held})")
+        content = f"only {', '.join(kinds)}" if kinds else "nothing"
+        raise VideoError(name, f"it holds no video stream ({content})")
     stream = max(streams, key=lambda s: (s.codec_context or 0) and s.width * s.height)
     if stream.codec_context is None:
         raise VideoError(name, "its video codec is unknown to the decoder")

@@ -190,10 +190,10 @@ class DecodingPool:
             answer = child.ask(request, timeout_s)
         if reason := answer.get("reason"):
             raise VideoError(str(path), str(reason))
-        found = [(int(start), int(count)) for start, count in answer.get("scenes", [])]
-        if not found:
+        scenes = [(int(start), int(count)) for start, count in answer.get("scenes", [])]
+        if not scenes:
             raise VideoError(str(path), "the decoder gave no sensible answer about it")
-        return found
+        return scenes
 
     @contextmanager
     def _child(self) -> Iterator[Child]:

@@ -68,16 +68,16 @@ def processed(store: ObjectStore, storage_root: str, name: str) -> Processed:
     Where runs disagree on a split (two runs at the same time), "train" holds: what was trained on
     once can no longer be held out.
     """
-    found = Processed()
+    ledger = Processed()
     for info in store.list(ledger_prefix(storage_root, name)):
         with store.open_read(info.uri) as stream:
             next(stream, None)
             for line in stream:
                 sha256, word, group = line.decode().rstrip("\n").split(" ", 2)
                 split: Split = "validation" if word == "validation" else "train"
-                _keep(found.videos, bytes.fromhex(sha256), split)
-                _keep(found.groups, _group(group), split)
-    return found
+                _keep(ledger.videos, bytes.fromhex(sha256), split)
+                _keep(ledger.groups, _group(group), split)
+    return ledger
 
 
 def _group(text: str) -> str:
@@ -91,8 +91,8 @@ def _keep(known: dict[Any, Split], key: Any, split: Split) -> None:
 
 def runs(store: ObjectStore, storage_root: str, name: str) -> list[dict[str, Any]]:
     """The runs in a ledger: {"run", "videos" (manifest prefix), "content"} each, by name."""
-    found = []
+    runs = []
     for info in store.list(ledger_prefix(storage_root, name)):
         with store.open_read(info.uri) as stream:
-            found.append(json.loads(stream.readline()))
-    return found
+            runs.append(json.loads(stream.readline()))
+    return runs

@@ -206,12 +206,12 @@ class SplitRule:
 
 def assign_splits(records: Iterable[VideoRecord], fraction: float, seed: int) -> list[VideoRecord]:
     """The records with their splits; those that are not "ok" have none."""
-    held = list(records)
+    listed = list(records)
     rule = SplitRule(fraction, seed)
-    for record in held:
+    for record in listed:
         if record.status == "ok":
             rule.see(record)
     return [
         record.model_copy(update={"split": rule.split(record)}) if record.status == "ok" else record
-        for record in held
+        for record in listed
     ]

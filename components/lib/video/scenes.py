@@ -42,13 +42,13 @@ def find_scenes(
 
 def changes(frames: Iterable[RGB]) -> list[float]:
     """Mean absolute difference of each frame to the one before; 0 for the first."""
-    found: list[float] = []
+    cuts: list[float] = []
     before = None
     for frame in frames:
         picture = frame.astype(np.int16)
-        found.append(0.0 if before is None else float(np.abs(picture - before).mean()))
+        cuts.append(0.0 if before is None else float(np.abs(picture - before).mean()))
         before = picture
-    return found
+    return cuts
 
 
 def scenes_between(

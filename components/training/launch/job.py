@@ -267,10 +267,10 @@ class _Run:
                     ending.pod, self.backend.container, lines=_READ, previous=not ending.current
                 )
                 lines = explain.last_lines(text, _LINES)
-                told = explain.with_hint(ending, text)
-                self.endings[ending.key] = (told, lines)
+                explanation = explain.with_hint(ending, text)
+                self.endings[ending.key] = (explanation, lines)
                 shown = f". Last lines:\n{_indent(lines)}" if lines else ""
-                self.progress.log(f"{told.sentence}{shown}")
+                self.progress.log(f"{explanation.sentence}{shown}")
 
     def _explain_waiting(
         self, status: JobStatus, pods: list[dict[str, Any]], job: Mapping[str, Any]

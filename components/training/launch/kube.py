@@ -70,8 +70,8 @@ class Cluster:
     @classmethod
     def connect(cls, namespace: str | None, say: Callable[[str], None]) -> Cluster:
         """The cluster this process runs in, else the one KUBECONFIG names."""
-        api, own = _load()
-        return cls(api, namespace or own, say, reload=lambda: _load()[0])
+        api, current = _load()
+        return cls(api, namespace or current, say, reload=lambda: _load()[0])
 
     # -- objects -----------------------------------------------------------------------------
 

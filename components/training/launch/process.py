@@ -103,8 +103,8 @@ def explain(code: int, tail: list[str]) -> str:
         if line.startswith(_ERROR):
             return f"Training failed: {line.removeprefix(_ERROR)}"
     raised = [line for line in tail if _EXCEPTION.match(_RANK.sub("", line))]
-    told = [line for line in tail if not _NOISE.search(line)]
-    lines = "\n  ".join(raised[:1] + told[-12:]) or "it printed nothing"
+    telling = [line for line in tail if not _NOISE.search(line)]
+    lines = "\n  ".join(raised[:1] + telling[-12:]) or "it printed nothing"
     killed = " (a rank was killed; was memory short?)" if any("-9" in line for line in tail) else ""
     return f"Training failed with exit code {code}{killed}. Its last lines:\n  {lines}"
 

@@ -86,8 +86,8 @@ class PyTorchJob:
         )
         for condition, phase in phases:
             if condition in conditions:
-                found = conditions[condition]
-                detail = f"{found.get('message', '')} ({found.get('reason', '')})"
+                state = conditions[condition]
+                detail = f"{state.get('message', '')} ({state.get('reason', '')})"
                 return JobStatus(phase=phase, detail=detail)
         return JobStatus(phase="created")
 

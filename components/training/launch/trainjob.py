@@ -125,8 +125,8 @@ class TrainJob:
         )
         for condition, phase in phases:
             if condition in conditions:
-                found = conditions[condition]
-                detail = f"{found.get('message', '')} ({found.get('reason', '')})"
+                state = conditions[condition]
+                detail = f"{state.get('message', '')} ({state.get('reason', '')})"
                 return JobStatus(phase=phase, detail=detail)
         active = any(
             item.get("active") for item in status.get("jobsStatus") or [] if item.get("active")
@@ -142,9 +142,9 @@ class TrainJob:
 
     def node_index(self, pod: Mapping[str, Any]) -> int:
         """The pods are the indexed completions of one Job."""
-        found = pod["metadata"].get("labels") or {}
-        found = {**(pod["metadata"].get("annotations") or {}), **found}
-        return int(found.get("batch.kubernetes.io/job-completion-index", 0))
+        marks = pod["metadata"].get("labels") or {}
+        marks = {**(pod["metadata"].get("annotations") or {}), **marks}
+        return int(marks.get("batch.kubernetes.io/job-completion-index", 0))
 
 
 def launch(request: LaunchRequest, progress: Progress) -> None:

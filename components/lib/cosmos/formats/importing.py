@@ -201,15 +201,15 @@ def dit_source(
         shapes = {key: weights.entries[key].shape for key in kept}
     else:
         shapes = {key: tuple(weights[key].shape) for key in kept}
-    own = own_config(folder, "dit", DiTConfig)
-    if own is None:
+    known = own_config(folder, "dit", DiTConfig)
+    if known is None:
         presets = {
             preset: {k: s for k, s in state_shapes(config).items() if k != diffusers_folder.COUNTER}
             for preset, config in DIT_PRESETS.items()
         }
         preset = nearest_preset(shapes, presets, where)
-        own = preset, DIT_PRESETS[preset]
-    name, config = own
+        known = preset, DIT_PRESETS[preset]
+    name, config = known
     if adaln_rank is not None:
         config = config.model_copy(update={"adaln_rank": adaln_rank})
     shapes[diffusers_folder.COUNTER] = tuple(counter(config).shape)
@@ -279,12 +279,12 @@ def _open_jit(source: Path, say: Say) -> OpenedCheckpoint:
     weights = jit_import.read_archives(folder, say)
     weights = {key: value for key, value in weights.items() if not names.is_ignorable(key)}
     shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
-    own = own_config(folder, "tokenizer", TokenizerConfig)
-    if own is None:
+    known = own_config(folder, "tokenizer", TokenizerConfig)
+    if known is None:
         presets = {name: state_shapes(config) for name, config in TOKENIZER_PRESETS.items()}
         preset = nearest_preset(shapes, presets, str(folder))
-        own = preset, TOKENIZER_PRESETS[preset]
-    name, config = own
+        known = preset, TOKENIZER_PRESETS[preset]
+    name, config = known
     notes = ["read from TorchScript archives, which are code, in a child process"]
     extras, note = _statistics(folder, config)
     return OpenedCheckpoint(

@@ -165,8 +165,8 @@ def is_ignorable(name: str) -> bool:
 
 def dit_layers(names: Iterable[str]) -> int:
     """Number of transformer blocks among official names. Raises UserError when there is a gap."""
-    found = {int(m[1]) for name in names if (m := re.match(r"blocks\.block(\d+)\.", name))}
-    if found and max(found) + 1 != len(found):
-        gap = next(number for number in range(max(found)) if number not in found)
+    numbers = {int(m[1]) for name in names if (m := re.match(r"blocks\.block(\d+)\.", name))}
+    if numbers and max(numbers) + 1 != len(numbers):
+        gap = next(number for number in range(max(numbers)) if number not in numbers)
         raise UserError(f"The checkpoint has no keys blocks.block{gap}.*, but later blocks.")
-    return len(found)
+    return len(numbers)

@@ -130,8 +130,8 @@ def _stored_tensors(folder: Path) -> Mapping[str, StoredTensor]:
     if backend == "zarr" or not (folder / ".metadata").is_file():
         from components.lib.cosmos.formats.zarr import METADATA_NAME, ZarrArray
 
-        found = sorted(path.parent for path in folder.glob(f"*/{METADATA_NAME}"))
-        return {path.name: ZarrArray(path) for path in found}
+        folders = sorted(path.parent for path in folder.glob(f"*/{METADATA_NAME}"))
+        return {path.name: ZarrArray(path) for path in folders}
     from components.lib.cosmos.formats.torch_dist import read_torch_dist
 
     return read_torch_dist(folder)

@@ -42,11 +42,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def own_config(folder: Path, family: str, cls: type[Config]) -> tuple[str, Config] | None:
     """Name and settings that this project wrote beside weights in an official layout."""
-    own = read_json(folder / "config.json").get(OWN_KEY)
-    if not isinstance(own, dict) or own.get("family") != family:
+    record = read_json(folder / "config.json").get(OWN_KEY)
+    if not isinstance(record, dict) or record.get("family") != family:
         return None
     try:
-        return str(own.get("name", "")), cls.model_validate(own.get("config", {}))
+        return str(record.get("name", "")), cls.model_validate(record.get("config", {}))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -56,13 +56,13 @@ def convert_t5(source: Path, destination: Path, dtype: TextDtype = "bfloat16") -
         for key, tensor in model.state_dict().items()
         if key != "encoder.embed_tokens.weight"  # the same tensor as shared.weight
     }
-    found: dict[str, tuple[int, ...]] = {}
+    stored: dict[str, tuple[int, ...]] = {}
     for key, tensor in _encoder_weights(source):
-        found[key] = tuple(tensor.shape)
-    if "shared.weight" not in found and "encoder.embed_tokens.weight" in found:
-        found["shared.weight"] = found["encoder.embed_tokens.weight"]
-    found.pop("encoder.embed_tokens.weight", None)
-    check_keys(wanted, found, str(source))
+        stored[key] = tuple(tensor.shape)
+    if "shared.weight" not in stored and "encoder.embed_tokens.weight" in stored:
+        stored["shared.weight"] = stored["encoder.embed_tokens.weight"]
+    stored.pop("encoder.embed_tokens.weight", None)
+    check_keys(wanted, stored, str(source))
     destination.mkdir(parents=True, exist_ok=True)
     (destination / "config.json").unlink(missing_ok=True)
     kind = getattr(torch, dtype)

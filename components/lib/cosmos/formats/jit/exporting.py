@@ -36,8 +36,8 @@ def write_jit(
         modules = networks(config)
     for name, module in modules.items():
         module.to_empty(device="cpu")
-        own = {key: weights[key] for key in module.state_dict() if not is_ignorable(key)}
-        module.load_state_dict({**_haar_buffers(module, config.patch), **own}, assign=True)
+        state = {key: weights[key] for key in module.state_dict() if not is_ignorable(key)}
+        module.load_state_dict({**_haar_buffers(module, config.patch), **state}, assign=True)
         module.eval().requires_grad_(False)
         with warnings.catch_warnings():
             # TorchScript is deprecated in torch, but it is what the published files are.
