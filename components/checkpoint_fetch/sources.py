@@ -15,6 +15,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from components.lib.contract import Frozen, UserError
+from components.lib.manifest import file_sha256
 from components.lib.store import ObjectStore
 
 Kind = Literal["hf", "file", "s3"]
@@ -90,12 +91,6 @@ def list_prefix(prefix: str, store: ObjectStore) -> Iterator[SourceFile]:
             yield SourceFile(path=path, bytes=info.bytes, digest=digest)
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def git_blob_id(path: Path) -> str:
     """The id that git gives a file's content: sha1 over a header and the bytes."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
@@ -111,5 +106,5 @@ def matches(path: Path, file: SourceFile) -> bool:
         return False
     kind, _, digest = file.digest.partition(":")
     if kind == "sha256":
-        return hash_file(path) == digest
+        return file_sha256(path) == digest
     return kind != "git" or git_blob_id(path) == digest

@@ -18,13 +18,12 @@ from components.checkpoint_fetch.needed import needed_files
 from components.checkpoint_fetch.sources import (
     Location,
     SourceFile,
-    hash_file,
     list_folder,
     list_prefix,
     parse_source,
 )
 from components.lib.contract import Progress
-from components.lib.manifest import MANIFEST_NAME, Manifest
+from components.lib.manifest import MANIFEST_NAME, Manifest, file_sha256
 from components.lib.registry import Registry, models_root
 from components.lib.stage import Output, StageResult, address_by, execute
 from components.lib.store import ObjectStore
@@ -77,7 +76,7 @@ def _list(
             SourceFile(
                 path=path,
                 bytes=local[path].stat().st_size,
-                digest=f"sha256:{hash_file(local[path])}",
+                digest=f"sha256:{file_sha256(local[path])}",
             )
             for path in wanted
         ]
@@ -193,7 +192,7 @@ def _store(output: Output, folder: Path, progress: Progress) -> int:
         for path in paths:
             name = f"model/{path.relative_to(folder).as_posix()}"
             done = output.finished(name)
-            if done is None or done.sha256 != hash_file(path):
+            if done is None or done.sha256 != file_sha256(path):
                 output.put_file(name, path)
             task.advance(1)
     return sum(path.stat().st_size for path in paths)

@@ -89,6 +89,12 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def parse_manifest(data: bytes, name: str) -> Manifest:
     """Manifest from its JSON. Raises UserError naming the file when it is not one."""
     try:

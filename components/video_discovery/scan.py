@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from components.lib.contract import Progress, UserError
+from components.lib.manifest import file_sha256
 from components.lib.store import ObjectStore
 from components.lib.video.inspection import Inspection
 from components.lib.video.isolated import DecodingPool
@@ -186,7 +187,7 @@ def scan(
     findings.single_group = rule.single_group
     chosen = choose_old(config, unsplit, rule) if config.old_per_new else set()
     _split(unsplit, findings, rule, chosen)
-    findings.quarantine_sha256 = _sha256(findings.quarantine)
+    findings.quarantine_sha256 = file_sha256(findings.quarantine)
     return findings
 
 
@@ -379,11 +380,6 @@ def _split(unsplit: Path, findings: Findings, rule: SplitRule, chosen: set[str])
             findings.without_prompt += not record.prompt
     unsplit.unlink()
     findings.videos_sha256 = digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Seen:

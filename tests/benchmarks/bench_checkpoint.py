@@ -20,11 +20,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
+from components.lib.manifest import file_sha256
 from components.lib.train.checkpoint.checkpoint import FILE_BYTES, Checkpoints, file_of
 from components.lib.train.checkpoint.storage import FolderStorage
 from components.lib.train.parallel.layout import ParallelLayout, start_processes, stop_processes
 from components.lib.train.settings.config import CheckpointConfig, TrainerConfig
-from components.lib.video.records import file_sha256
 
 Row = tuple[str, float, float, float]
 

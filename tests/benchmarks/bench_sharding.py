@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from components.lib.manifest import file_sha256
 from components.lib.shards.tar import ShardWriter
-from components.lib.video.records import file_sha256
 
 Row = tuple[str, float, float, float]
 GOAL = 0.8

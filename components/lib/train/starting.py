@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from components.lib.contract import UserError
-from components.lib.manifest import Manifest, load_manifest, reference
+from components.lib.manifest import Manifest, file_sha256, load_manifest, reference
 from components.lib.store import ObjectStore
 
 
@@ -64,7 +64,6 @@ def _complete(folder: Path, manifest: Manifest) -> bool:
         path = folder / entry.path.removeprefix("model/")
         if not path.is_file() or path.stat().st_size != entry.bytes:
             return False
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-                return False
+        if file_sha256(path) != entry.sha256:
+            return False
     return True

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from components.lib.contract import Frozen
+from components.lib.manifest import file_sha256
 from components.lib.video.container import VideoError
 from components.lib.video.frames import iter_clips
 from components.lib.video.index import build_index
 from components.lib.video.probe import Check, VideoProbe, probe
-from components.lib.video.records import file_sha256
 
 INSPECTION_VERSION = 1
 PLACES = 8

@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from pydantic import ValidationError
 
 from components.lib.contract import Frozen, UserError
+from components.lib.manifest import file_sha256
 
 if TYPE_CHECKING:
     from components.lib.manifest import Manifest
@@ -147,12 +148,6 @@ def fetch_video(record: VideoRecord, store: ObjectStore, folder: Path) -> Path:
     if file_sha256(path) != record.sha256:
         raise UserError(f"{path} has changed since discovery. Run video_discovery again.")
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's content, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def position(group: str, seed: int) -> float:

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from components.lib.contract import Frozen, UserError
-from components.lib.manifest import MANIFEST_NAME, FileEntry
+from components.lib.manifest import MANIFEST_NAME, FileEntry, file_sha256
 from components.lib.store import ObjectCorrupt, ObjectMissing, ObjectStore
-from components.lib.video.records import file_sha256
 
 #: Files of a local folder that are hashed at the same time.
 READERS = 4
