@@ -19,7 +19,7 @@ from pathlib import Path
 
 from components.lib.contract import Frozen
 from components.lib.lineage import models_that_used
-from components.lib.manifest import MANIFEST_NAME, Manifest, load_manifest
+from components.lib.manifest import MANIFEST_NAME, Manifest, file_sha256, load_manifest
 from components.lib.registry import models_root
 from components.lib.store import ObjectStore
 from components.lib.video.records import (

@@ -22,22 +22,34 @@ def parse_value(text: str, kind: Any = None) -> Any:
     import yaml
 
     plain = text.strip()
-    takes_text = kind is str or str in get_args(kind)
+    if kind is str or str in get_args(kind):
+        if plain == "null" and kind is not str:
+            return None
+        return _unquoted(plain)
     try:
         value = yaml.safe_load(plain)
     except yaml.YAMLError as error:
-        if takes_text:
-            return plain
         raise UserError(f"The value '{text}' is not valid YAML: {error}") from error
-    if takes_text:
-        null = value is None and kind is not str and plain != ""
-        return value if isinstance(value, str) or null else plain
     if isinstance(value, str) and value == plain:  # in quotes it is text
         try:
             return float(value)
         except ValueError:
             return value
     return value
+
+
+def _unquoted(plain: str) -> str:
+    """Text in quotes as YAML reads it; any other as it stands, ``#`` and all."""
+    import yaml
+
+    if plain[:1] in ("'", '"'):
+        try:
+            value = yaml.safe_load(plain)
+        except yaml.YAMLError:
+            return plain
+        if isinstance(value, str):
+            return value
+    return plain
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:

@@ -27,6 +27,7 @@ def test_a_value_means_what_it_looks_like(text: str, value: Any) -> None:
     {
         "": "", "007": "007", "null": "null", "1e-4": "1e-4", '"quoted: text"': "quoted: text",
         "s3://bucket/a b": "s3://bucket/a b", "{subject} drives": "{subject} drives", " x ": "x",
+        "route #9, wet": "route #9, wet", "\"open": "\"open", "'it''s'": "it's",
     }.items(),
 )  # fmt: skip
 def test_a_setting_that_is_text_takes_text_as_it_stands(text: str, value: str) -> None:
