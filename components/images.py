@@ -5,6 +5,6 @@ cache (its key holds the image string, not the digest), so releases compile with
 ``cosmos-pipelines compile --image data=registry/name@sha256:…``.
 """
 
-DATA = "cosmos-pipelines/data-python:0.1.0"
-PREPROCESS = "cosmos-pipelines/preprocess-python:0.1.0"
-TRAIN = "cosmos-pipelines/train-python:0.1.0"
+DATA = "cosmos-pipelines/data-python:0.2.0"
+PREPROCESS = "cosmos-pipelines/preprocess-python:0.2.0"
+TRAIN = "cosmos-pipelines/train-python:0.2.0"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from components.latent_encoding.decode_worker import Frame, Ring, send
-from components.lib.child_process import harmless_environment
+from components.lib.system.child_process import harmless_environment
 from components.lib.video.container import VideoError
 
 ATTEMPTS = 2

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from components.lib.child_process import bound_resources, die_with_parent
+from components.lib.system.child_process import bound_resources, die_with_parent
 from components.lib.video.container import VideoError
 from components.lib.video.frames import iter_frames
 

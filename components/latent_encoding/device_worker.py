@@ -13,10 +13,10 @@ from typing import IO, Any
 from components.latent_encoding.config import LatentEncodingConfig
 from components.latent_encoding.engine import make_shards
 from components.latent_encoding.stage import engine_settings, load_embeddings, prepare
-from components.lib.child_process import die_with_parent
 from components.lib.contract import UserError
 from components.lib.stage import Output
 from components.lib.store import ObjectStore
+from components.lib.system.child_process import die_with_parent
 
 
 class _Reporter:

@@ -18,7 +18,6 @@ from components.latent_encoding.shard import drop_segments, finished_files
 from components.latent_encoding.summary import describe, load_results
 from components.lib.contract import Progress, ProgressTask, UserError
 from components.lib.cosmos.tokenizer.config import TokenizerConfig
-from components.lib.device import pick_devices, pick_dtype
 from components.lib.manifest import Manifest, canonical_json
 from components.lib.stage import (
     Output,
@@ -29,6 +28,7 @@ from components.lib.stage import (
     output_uri,
 )
 from components.lib.store import ObjectStore
+from components.lib.system.device import pick_devices, pick_dtype
 from components.lib.video.records import VideoRecord, read_records
 
 if TYPE_CHECKING:

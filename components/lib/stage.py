@@ -28,8 +28,8 @@ from components.lib.manifest import (
     load_manifest,
     parse_manifest,
 )
-from components.lib.scratch import scratch_folder
 from components.lib.store import ObjectStore
+from components.lib.system.scratch import scratch_folder
 
 
 class StageSpec(Frozen):

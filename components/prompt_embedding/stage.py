@@ -149,7 +149,7 @@ def _encode_missing(
 ) -> None:
     from components.lib.cosmos.diffusion.text import TextEncoder, plan_batches, truncate
     from components.lib.cosmos.model_folder import download_model
-    from components.lib.device import pick_devices, pick_dtype
+    from components.lib.system.device import pick_devices, pick_dtype
 
     started = time.monotonic()
     folder = download_model(checkpoint, output.store, output.scratch / "t5")

@@ -17,12 +17,12 @@ import json
 import logging
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from components.lib.contract import Frozen, UserError
+from components.lib.system.patience import Patience
 from pipelines import kfp_private
 
 Answer = TypeVar("Answer")
@@ -78,7 +78,11 @@ class Server:
         self, what: str, function: Callable[[], Answer], patience_s: float = math.inf
     ) -> Answer:
         """A call that may be repeated. Raises UserError, which begins with ``what``."""
-        started, pause, said = time.monotonic(), self.connection.pause_s, ""
+
+        def say(problem: str) -> None:
+            log.warning("%s: %s; trying again", what, problem)
+
+        patience = Patience(say, pause_s=self.connection.pause_s)
         while True:
             try:
                 with _silence():
@@ -88,14 +92,9 @@ class Server:
                 limit = min(self.connection.patience_s, patience_s)
                 if status == 401:
                     limit = min(limit, _UNAUTHORIZED_S)
-                waited = time.monotonic() - started
-                if (status and status not in _PASSING) or waited > limit:
+                final = status and status not in _PASSING
+                if final or not patience.wait(problem, limit, _retry_after(error)):
                     raise UserError(self._sentence(what, status, problem)) from error
-                if problem != said:
-                    log.warning("%s: %s; trying again", what, problem)
-                    said = problem
-                time.sleep(min(max(pause, _retry_after(error)), max(limit - waited, 0.05)))
-                pause = min(pause * 2, 30.0)
                 if status == 401 and self.api is not None:
                     # Credentials may have been renewed meanwhile; if not, the next round says so.
                     with contextlib.suppress(UserError, *_passing_errors()), _silence():

@@ -150,3 +150,19 @@ def test_the_finder_follows_imports(tmp_path: Path) -> None:
     found = foreign_imports(["components.lib.store.client"])
     assert found["minio"].startswith("components.lib.store.")
     assert "pathlib" not in found
+
+
+def test_images_are_named_by_the_version() -> None:
+    from components import images
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for image in IMAGES:
+        name = getattr(images, image.upper())
+        assert name == f"cosmos-pipelines/{image}-python:{project['version']}"
+    named = {
+        match[0]
+        for path in (ROOT / "manifests").rglob("*.yaml")
+        for match in re.finditer(r"cosmos-pipelines/[a-z]+-python:[^\s\"]+", path.read_text())
+    }
+    assert named
+    assert named <= {images.DATA, images.PREPROCESS, images.TRAIN}

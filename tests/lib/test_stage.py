@@ -19,9 +19,9 @@ from pydantic import ValidationError
 
 from components.lib.contract import StageConfig, UserError, manifest_input, operational
 from components.lib.manifest import Manifest, canonical_json, load_manifest
-from components.lib.scratch import remove_abandoned, scratch_folder
 from components.lib.stage import Output, StageResult, StageSpec, execute, load_inputs
 from components.lib.store import ObjectStore
+from components.lib.system.scratch import remove_abandoned, scratch_folder
 from tests.conftest import SilentProgress
 
 SPEC = StageSpec(name="doubling", version="1", kind="videos")
@@ -225,7 +225,7 @@ def test_scratch_is_private_and_removed(
 
 def test_scratch_of_the_killed_is_removed_and_of_the_living_kept(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from components.lib.scratch import *\n"
+        "import sys, time; from pathlib import Path; from components.lib.system.scratch import *\n"
         "with scratch_folder('x', Path(sys.argv[1])) as folder:\n"
         "    print(folder, flush=True); time.sleep(60)"
     )

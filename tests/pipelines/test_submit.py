@@ -11,6 +11,7 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
+from components import images
 from components.lib.contract import UserError
 from pipelines import client
 from pipelines.client import Connection, Server
@@ -42,7 +43,7 @@ def test_an_unchanged_pipeline_is_not_uploaded_again(kfp_server: FakeKfp, server
     client.submit(server, "tokenizer", VIDEOS)
     client.submit(server, "tokenizer", VIDEOS)
     assert len(kfp_server.versions) == 1
-    image = {"cosmos-pipelines/data-python:0.1.0": "r/data@sha256:" + "1" * 64}
+    image = {images.DATA: "r/data@sha256:" + "1" * 64}
     client.submit(server, "tokenizer", VIDEOS, images=image)
     assert len(kfp_server.pipelines) == 1
     assert len(kfp_server.versions) == 2
@@ -51,14 +52,12 @@ def test_an_unchanged_pipeline_is_not_uploaded_again(kfp_server: FakeKfp, server
 
 def test_images_are_replaced_in_what_is_uploaded(kfp_server: FakeKfp, server: Server) -> None:
     reference = "r/data@sha256:" + "1" * 64
-    client.submit(
-        server, "tokenizer", VIDEOS, images={"cosmos-pipelines/data-python:0.1.0": reference}
-    )
+    client.submit(server, "tokenizer", VIDEOS, images={images.DATA: reference})
     version = next(iter(kfp_server.versions.values()))
     executors = version["pipeline_spec"]["deploymentSpec"]["executors"].values()
-    images = {executor["container"]["image"] for executor in executors}
-    assert reference in images
-    assert "cosmos-pipelines/data-python:0.1.0" not in images
+    used = {executor["container"]["image"] for executor in executors}
+    assert reference in used
+    assert images.DATA not in used
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_the_server_s_wish_to_wait_is_respected(
     kfp_server: FakeKfp, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("pipelines.backend.connection.time.sleep", pauses.append)
+    monkeypatch.setattr("components.lib.system.patience.time.sleep", pauses.append)
     server.connection = server.connection.model_copy(update={"patience_s": 60.0})
     kfp_server.fail("GET", "/runs", 429, headers={"Retry-After": "7"})
     client.list_runs(server)

@@ -27,10 +27,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from components.lib.child_process import bound_to_parent
 from components.lib.store.client import ObjectStore
 from components.lib.store.connection import StoreSettings
 from components.lib.store.errors import RequestError, StoreError
+from components.lib.system.child_process import bound_to_parent
 
 READY_S = 60.0
 # SeaweedFS' own graceful stop waits 15 s for subscriptions that never end. Two seconds let its

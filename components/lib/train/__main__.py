@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from components.lib.child_process import die_with_parent
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
 from components.lib.run_files import EXIT_RESUME
+from components.lib.system.child_process import die_with_parent
 from components.lib.train.settings.config import TrainConfig
 from components.lib.train.settings.overrides import apply_overrides, describe
 from components.lib.train.settings.recipes import recipe, recipes

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components.lib.child_process import bound_resources, end_with_parent
+from components.lib.system.child_process import bound_resources, end_with_parent
 from components.lib.video.container import VideoError
 from components.lib.video.cut import cut_mp4
 from components.lib.video.index import build_index

@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from components.lib.child_process import harmless_environment
+from components.lib.system.child_process import harmless_environment
 from components.lib.video.container import VideoError
 from components.lib.video.inspection import Inspection
 from components.lib.video.probe import Check

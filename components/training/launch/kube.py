@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from components.lib.contract import UserError
+from components.lib.system.patience import Patience
 
 _TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _NAMESPACE = _TOKEN.with_name("namespace")
@@ -195,9 +196,12 @@ class Cluster:
         patience_s: float | None = None,
     ) -> dict[str, Any]:
         """One call, repeated over passing errors. Raises `ApiError` for a final answer."""
-        patience = self.patience_s if patience_s is None else patience_s
-        started, pause, said = time.monotonic(), 0.5, ""
-        waited = 0.0
+        patient_s = self.patience_s if patience_s is None else patience_s
+        patience = Patience(
+            lambda problem: self.say(f"Kubernetes API: {problem}; trying again."),
+            longest_s=_LONGEST_PAUSE,
+            sleep=self.sleep,
+        )
         while True:
             try:
                 return self._once(method, path, list(query), body, content_type)
@@ -205,19 +209,12 @@ class Cluster:
                 status, problem, after = _describe(error)
             if status and status not in _PASSING:
                 raise ApiError(status, refusal(method, path, status, problem, self.namespace))
-            waited = max(time.monotonic() - started, waited)
-            limit = min(patience, self.unauthorized_s) if status == 401 else patience
-            if waited >= limit:
+            limit = min(patient_s, self.unauthorized_s) if status == 401 else patient_s
+            if not patience.wait(problem, limit, after):
+                waited = patience.waited
                 raise ApiError(status, lasting(method, path, status, problem, waited))
-            if problem != said:
-                self.say(f"Kubernetes API: {problem}; trying again.")
-                said = problem
             if status == 401 and self.reload is not None:
                 self.api = self.reload()
-            pause = min(max(after, pause), max(limit - waited, 0.05))
-            self.sleep(pause)
-            waited += pause
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _once(
         self,

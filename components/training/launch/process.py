@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from components.lib.child_process import die_with_parent
 from components.lib.contract import Progress, ProgressTask, UserError
 from components.lib.logs import LINE_MARK
 from components.lib.run_files import EXIT_RESUME
+from components.lib.system.child_process import die_with_parent
 from components.lib.training_progress import PROGRESS_VARIABLE, parse_progress
 from components.training.launch.interface import LaunchRequest
 

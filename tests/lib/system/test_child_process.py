@@ -10,16 +10,19 @@ import time
 
 import pytest
 
-from components.lib.child_process import ROOT, bound_to_parent, harmless_environment
+from components.lib.system.child_process import ROOT, bound_to_parent, harmless_environment
 
 PARENT = """
 import subprocess, sys, time
-from components.lib.child_process import bound_to_parent
+from components.lib.system.child_process import bound_to_parent
 how = sys.argv[1]
 if how == "bound":
     command = bound_to_parent(["/bin/sleep", "600"])
 else:
-    code = f"from components.lib import child_process as c; import time; c.{how}(); time.sleep(600)"
+    code = (
+        "from components.lib.system import child_process as c; import time; "
+        f"c.{how}(); time.sleep(600)"
+    )
     command = [sys.executable, "-c", code]
 child = subprocess.Popen(command)
 time.sleep(0.7)
@@ -68,12 +71,13 @@ def test_the_environment_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
     environment = harmless_environment()
     assert "hidden" not in environment.values()
     assert environment["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/elsewhere"]
-    assert (ROOT / "components" / "lib" / "child_process.py").is_file()
+    assert (ROOT / "components" / "lib" / "system" / "child_process.py").is_file()
 
 
 def test_memory_and_files_are_bounded() -> None:
     code = (
-        "from components.lib.child_process import bound_resources; bound_resources(1 << 30)\n"
+        "from components.lib.system.child_process import bound_resources\n"
+        "bound_resources(1 << 30)\n"
         "try:\n    bytearray(2 << 30)\nexcept MemoryError:\n    print('memory', flush=True)\n"
         "import signal, tempfile; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "try:\n    f = tempfile.TemporaryFile(); f.write(b'x'); f.flush()\n"

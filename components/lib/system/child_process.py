@@ -23,7 +23,7 @@ _LOOK_S = 1.0
 #: What a child sees of the environment: enough to start Python, and no credentials.
 _HARMLESS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
 #: The folder that holds `components`.
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Run by a bare interpreter: ask for SIGKILL when the parent dies, then become the program.
 _BIND = """
 import ctypes, os, signal, sys
