@@ -159,7 +159,7 @@ def test_damaged_weights_are_an_error_that_names_the_model(
 def test_wrong_kind_of_data_is_named(
     diffusion: DiffusionInputs, store: ObjectStore, storage_root: str, progress: SilentProgress
 ) -> None:
-    with pytest.raises(UserError, match="'videos' manifest"):
+    with pytest.raises(UserError, match="kind 'videos', but 'data' takes latent-dataset or"):
         run(config(diffusion, storage_root, data=diffusion.video_manifest), store, progress)
 
 

@@ -43,7 +43,7 @@ def read_samples(manifest: Manifest, store: ObjectStore) -> dict[str, Any]:
             data = store.get_bytes(manifest.file_uri(entry.path), sha256=entry.sha256)
             for key, parts in iter_samples(io.BytesIO(data)):
                 assert key not in samples
-                samples[key] = parse_latent(parts)
+                samples[key] = parse_latent(parts)[:2]
     return samples
 
 
