@@ -34,6 +34,26 @@ def load(name: str, profile: Profile) -> Any:
     return getattr(importlib.import_module(module), build)(profile)
 
 
+def preset_parameters(pipeline: str, preset: str, workspace: Path, videos: str) -> dict[str, Any]:
+    """The pipeline's parameters for a preset. Makes the tiny checkpoints when they are missing."""
+    if pipeline not in PIPELINES:
+        raise UserError(f"There is no pipeline '{pipeline}'. There are: {', '.join(PIPELINES)}.")
+    if "://" not in videos:
+        if not Path(videos).exists():
+            raise UserError(f"There is no file or folder {videos}. Give --videos a path or a URI.")
+        videos = str(Path(videos).resolve())
+    if preset == "full":
+        return {"videos": videos, "launcher": "process"}
+    if preset != "tiny":
+        raise UserError(f"There is no preset '{preset}'. There are: tiny, full.")
+    checkpoints = workspace / "checkpoints" / "tiny"
+    if not (checkpoints / "complete.json").is_file():
+        from components.lib.cosmos.formats.tiny import write_tiny
+
+        write_tiny(checkpoints)
+    return {"videos": videos, **tiny_preset(pipeline, checkpoints)}
+
+
 def tiny_preset(name: str, checkpoints: Path) -> dict[str, Any]:
     """Parameters that train a tiny model in about a minute on two cores.
 

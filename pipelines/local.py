@@ -24,11 +24,10 @@ from types import FrameType
 from typing import Any
 
 from components.harness.overrides import check_overrides
-from components.harness.run_notes import RUN_VARIABLE
-from components.harness.task import ERROR_FILE_VARIABLE, JOURNAL_VARIABLE, PARENT_VARIABLE
 from components.lib.contract import Frozen, UserError
+from components.lib.environment import ERROR_FILE, PARENT_PID, PROGRESS_TTY, RUN_ID, RUN_JOURNAL
 from components.lib.logs import LINE_MARK
-from components.lib.progress import TTY_VARIABLE
+from components.lib.run_files import REPORT
 
 
 class StageRecord(Frozen):
@@ -144,17 +143,17 @@ def run_local(
     journal, sentence, log = (runs / f"{stem}.{ending}" for ending in ("jsonl", "error", "log"))
     values = {
         **store_env,
-        JOURNAL_VARIABLE: str(journal),
-        ERROR_FILE_VARIABLE: str(sentence),
-        PARENT_VARIABLE: str(os.getpid()),
-        RUN_VARIABLE: stem,
+        RUN_JOURNAL: str(journal),
+        ERROR_FILE: str(sentence),
+        PARENT_PID: str(os.getpid()),
+        RUN_ID: stem,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
         # threads that spin while they wait are nine times slower when the cores are shared
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     if sys.stdout.isatty():
-        values[TTY_VARIABLE] = os.ttyname(sys.stdout.fileno())
+        values[PROGRESS_TTY] = os.ttyname(sys.stdout.fileno())
     started = time.monotonic()
     with environment(values), log.open("w") as stream:
         failed = _execute(name, parameters, workspace / "kfp" / stem, stream, encode_pods)
@@ -190,10 +189,13 @@ def _execute(
         warnings.simplefilter("ignore")  # kfp warns of images without 'python' and of pydantic
         from kfp import local
 
-        from pipelines import catalog, profiles
+        from pipelines import catalog, kfp_private, profiles
 
         screen = sys.stdout
-        with contextlib.redirect_stdout(_StageLines(log, screen)), _values_as_they_are():
+        with (
+            contextlib.redirect_stdout(_StageLines(log, screen)),
+            kfp_private.values_as_they_are(),
+        ):
             local.init(
                 runner=local.SubprocessRunner(use_venv=False),
                 pipeline_root=str(outputs),
@@ -206,25 +208,6 @@ def _execute(
                 log.write(f"{error}\n")
                 return True
     return False
-
-
-@contextlib.contextmanager
-def _values_as_they_are() -> Iterator[None]:
-    """kfp.local writes this interpreter's path for every 'python3' of a task's command, and would
-    do so in the paths of videos too. The values begin with --executor_input."""
-    from kfp.local import subprocess_task_handler as handler
-
-    replace = handler.replace_python_executable
-
-    def replace_before_values(command: list[str], executable: str) -> list[str]:
-        values = command.index("--executor_input")
-        return [*replace(command[:values], executable), *command[values:]]
-
-    handler.replace_python_executable = replace_before_values
-    try:
-        yield
-    finally:
-        handler.replace_python_executable = replace
 
 
 def copy_reports(
@@ -244,8 +227,8 @@ def copy_reports(
         store = ObjectStore.from_env({**os.environ, **store_env})
         manifest = load_manifest(record.manifest, store)
         folder.mkdir(parents=True, exist_ok=True)
-        entry = manifest.entry("report.html")
+        entry = manifest.entry(REPORT)
         target = folder / f"{name}-{record.stage.replace('_', '-')}.html"
-        store.get_file(manifest.file_uri("report.html"), target, sha256=entry.sha256)
+        store.get_file(manifest.file_uri(REPORT), target, sha256=entry.sha256)
         copies.append(target)
     return tuple(copies)

@@ -1,7 +1,7 @@
 """What a task asks of its surroundings: resources, retries, caching, secrets.
 
-`CLUSTER` is compiled into the YAML. `LOCAL` asks for nothing, because the local runner has
-nothing to give and would retry a user's mistake three times before saying so.
+`CLUSTER` is compiled into the YAML. A profile without a cluster asks for nothing, because the local
+runner has nothing to give and would retry a user's mistake three times before saying so.
 """
 
 from __future__ import annotations
@@ -13,18 +13,9 @@ from kfp import dsl, kubernetes
 from pydantic import Field
 
 from components.lib.contract import Frozen
-from components.training.launch.interface import GPU_PRODUCT, GPU_TAINT, GPU_TYPE_VARIABLE
-
-S3_SECRET = "cosmos-s3"  # noqa: S105 - the names of Secrets, not secrets
-HF_SECRET = "cosmos-huggingface"  # noqa: S105
-WANDB_SECRET = "cosmos-wandb"  # noqa: S105
-
-_S3_KEYS = {
-    "endpoint": "AWS_ENDPOINT_URL",
-    "access-key": "AWS_ACCESS_KEY_ID",
-    "secret-key": "AWS_SECRET_ACCESS_KEY",
-    "region": "AWS_REGION",
-}
+from components.lib.environment import GPU_TYPE, RUN_ID
+from components.training.launch.interface import GPU_PRODUCT, GPU_TAINT
+from components.training.launch.names import HUGGINGFACE, STORE, WANDB
 
 Secret = Literal["huggingface", "wandb"]
 
@@ -53,7 +44,6 @@ class Profile(Frozen):
 
 
 CLUSTER = Profile(cluster=True)
-LOCAL = Profile(cluster=False)
 
 
 def place(
@@ -91,27 +81,30 @@ def place(
         if profile.gpu_type:
             kubernetes.add_node_selector(task, GPU_PRODUCT, profile.gpu_type)
     if profile.gpu_type:
-        task.set_env_variable(GPU_TYPE_VARIABLE, profile.gpu_type)  # for the jobs of training
+        task.set_env_variable(GPU_TYPE, profile.gpu_type)  # for the jobs of training
     for name, value in (environment or {}).items():
         task.set_env_variable(name, value)
     # by this id `status` finds a run's training job and `cancel` what is left of it
-    kubernetes.use_field_path_as_env(task, "COSMOS_RUN_ID", "metadata.labels['pipeline/runid']")
+    kubernetes.use_field_path_as_env(task, RUN_ID, "metadata.labels['pipeline/runid']")
     kubernetes.set_timeout(task, resources.timeout_hours * 3600)
     kubernetes.set_security_context(
         task, run_as_user=10001, run_as_group=10001, run_as_non_root=True
     )
     kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path="/tmp")  # noqa: S108
-    kubernetes.use_secret_as_env(task, secret_name=S3_SECRET, secret_key_to_env=_S3_KEYS)
+    kubernetes.use_secret_as_env(task, secret_name=STORE.name, secret_key_to_env=STORE.variables)
     if "huggingface" in secrets:
         kubernetes.add_pod_label(task, "cosmos-pipelines.dev/egress", "huggingface")
         kubernetes.use_secret_as_env(
-            task, secret_name=HF_SECRET, secret_key_to_env={"token": "HF_TOKEN"}, optional=True
+            task,
+            secret_name=HUGGINGFACE.name,
+            secret_key_to_env=HUGGINGFACE.variables,
+            optional=True,
         )
     if "wandb" in secrets:
         kubernetes.use_secret_as_env(
             task,
-            secret_name=WANDB_SECRET,
-            secret_key_to_env={"api-key": "WANDB_API_KEY"},
+            secret_name=WANDB.name,
+            secret_key_to_env=WANDB.variables,
             optional=True,
         )
     return task

@@ -5,7 +5,7 @@ No postponed annotations here: KFP reads the types of the parameters from the fu
 
 from kfp import dsl
 
-from pipelines import images
+from components import images
 
 
 @dsl.component(base_image=images.DATA, install_kfp_package=False)

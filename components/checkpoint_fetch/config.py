@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.checkpoint_fetch.needed import CheckpointRole, Variant
 from components.lib.contract import StageConfig, operational
+from components.lib.cosmos.families import FamilyName, Variant
 from components.lib.cosmos.formats.text_encoder import TextDtype
 from components.lib.stage import StageSpec
 
@@ -18,9 +18,7 @@ class CheckpointFetchConfig(StageConfig):
     source: str = Field(
         description="hf://owner/name[@revision], s3://bucket/prefix, or file:///folder."
     )
-    role: CheckpointRole = Field(
-        description="What the checkpoint is: dit, tokenizer, t5, or vgg16."
-    )
+    role: FamilyName = Field(description="What the checkpoint is: dit, tokenizer, t5, or vgg16.")
     model: str = Field(
         default="",
         description="Name to give the model; empty keeps the one that the checkpoint tells.",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from components.evaluation.held_out import LatentClip
 from components.lib.contract import Progress
+from components.lib.cosmos.conditions import Conditions, leading_frames
 from components.lib.cosmos.diffusion.edm import (
     SIGMA_DATA,
     NoiseConfig,
@@ -71,11 +72,16 @@ def measure(
     scores = []
     with torch.inference_mode(), progress.task(what, total, "clips") as task:
         for clip in clips:
-            text = text_of(clip, prompts, model).to(device)
+            conditions = conditions_of(clip, prompts, model, shown=1).to(device)
             losses = [
                 sum(
                     _loss(
-                        model, clip, text, sigma, fixed_noise(clip, level, draw, grid.seed), device
+                        model,
+                        clip,
+                        conditions,
+                        sigma,
+                        fixed_noise(clip, level, draw, grid.seed),
+                        device,
                     )
                     for draw in range(grid.draws)
                 )
@@ -88,20 +94,22 @@ def measure(
 
 
 def _loss(
-    model: Any, clip: LatentClip, text: Tensor, sigma: float, noise: Tensor, device: str
+    model: Any,
+    clip: LatentClip,
+    conditions: Conditions,
+    sigma: float,
+    noise: Tensor,
+    device: str,
 ) -> float:
-    frames = torch.ones(1, dtype=torch.long) if model.config.condition_mask else None
-    found = edm_loss(
+    result = edm_loss(
         model,
         clip.latent[None].to(device),
         torch.tensor([sigma], device=device),
         noise[None].to(device),
-        text,
-        fps=torch.tensor([clip.info.fps], device=device),
-        condition_frames=frames,
-        sigma_data=model.config.sigma_data,
+        conditions,
+        model.config.sigma_data,
     )
-    return float(found.loss)
+    return float(result.loss)
 
 
 def _score(clip: LatentClip, grid: NoiseGrid, losses: Sequence[float]) -> ClipScore:
@@ -130,6 +138,17 @@ def text_of(clip: LatentClip, prompts: PromptSource | None, model: Any) -> Tenso
     return prompts.embedding(clip.info.prompt_sha256)[None]
 
 
+def conditions_of(
+    clip: LatentClip, prompts: PromptSource | None, model: Any, shown: int
+) -> Conditions:
+    """What the model is shown with a clip; ``shown`` leading latent frames where it takes any."""
+    rows = {name: tensor[None] for name, tensor in clip.conditions.items()}
+    if model.config.condition_mask:
+        rows["shown_frames"] = leading_frames(torch.tensor([shown]), clip.latent.shape[1])
+    text, fps = text_of(clip, prompts, model), torch.tensor([clip.info.fps])
+    return Conditions.of_batch({**rows, "text": text, "fps": fps})
+
+
 def denoised(
     model: Any, clip: LatentClip, prompts: PromptSource | None, seed: int, device: str
 ) -> tuple[Tensor, Tensor]:
@@ -137,18 +156,13 @@ def denoised(
     sigma_data = getattr(model.config, "sigma_data", SIGMA_DATA)
     clean = sigma_data * clip.latent[None].to(device)
     noised = clean + SHOWN_SIGMA * fixed_noise(clip, 0, 0, seed)[None].to(device)
-    mask = None
-    if model.config.condition_mask:
-        mask = torch.zeros(1, 1, *clean.shape[2:], device=device)
     with torch.inference_mode():
         guess = denoise(
             model,
             noised,
             torch.tensor([SHOWN_SIGMA], device=device),
-            text_of(clip, prompts, model).to(device),
-            fps=torch.tensor([clip.info.fps], device=device),
-            condition_mask=mask,
-            sigma_data=sigma_data,
+            conditions_of(clip, prompts, model, shown=0).to(device),
+            sigma_data,
         )
     return noised[0].cpu() / sigma_data, guess[0].float().cpu() / sigma_data
 
@@ -180,10 +194,9 @@ def sampled(
     with torch.inference_mode():
         latent = sample_latent(
             model,
-            text_of(clip, prompts, model).to(device),
+            conditions_of(clip, prompts, model, shown=0),
             None,
             (1, channels, frames, height, width),
-            clip.info.fps,
             SamplingConfig(steps=steps, guidance=guidance, seed=seed),
         )
     return latent[0].float().cpu()

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from markupsafe import Markup
 
-from components.evaluation import diffusion
+from components.evaluation import content, diffusion
 from components.evaluation.family import COLUMNS, COMPARED, SHORT, Setting
 from components.evaluation.held_out import HeldOut, LatentClip, latent_clips
 from components.lib.cosmos.inference import speed_up_tokenizer
 from components.lib.cosmos.model_folder import download_model, load_dit, load_tokenizer
 from components.lib.manifest import load_manifest
-from components.lib.report import pictures
+from components.lib.report import page, pictures
 from components.lib.report.page import Picture
 from components.lib.report.quality import gaussian_frechet
-from components.lib.report.scores import HELD_OUT, Better, ClipScore, ModelRole
+from components.lib.report.scores import HELD_OUT, Better, ClipScore, Evaluation, ModelRole
 from components.lib.shards.prompts import PromptSource
 from components.lib.video.encode import write_mp4
 
@@ -27,7 +28,7 @@ PREVIEW_LATENTS = 2
 class DiffusionFamily(Setting):
     """Held-out loss on fixed noise; pictures of one denoising step where a tokenizer is known."""
 
-    name: Literal["dit", "tokenizer"] = "dit"
+    name = "dit"
     metric = "loss"
     better: Better = "lower"
 
@@ -180,6 +181,10 @@ class DiffusionFamily(Setting):
                 found[f"{role}_latent_patch_frechet"] = distance
         return found
 
+    def sections(self, evaluation: Evaluation) -> list[Markup]:
+        """Loss by noise level."""
+        return [page.section("Per noise level", content.sigma_plot(evaluation))]
+
     def rates(self) -> dict[str, float]:
         """Nothing beyond the stage's own time."""
         return {}
@@ -200,3 +205,6 @@ class DiffusionFamily(Setting):
         if self.prompts:
             return "prompt embeddings"
         return "stored beside each clip" if self.own_text else "none (zero embedding)"
+
+
+EVALUATION = DiffusionFamily

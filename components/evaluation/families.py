@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.evaluation.diffusion_family import DiffusionFamily
 from components.evaluation.family import Family
-from components.evaluation.tokenizer_family import TokenizerFamily
 from components.lib.contract import Progress, UserError
+from components.lib.cosmos.families import trained_families
 from components.lib.manifest import Manifest
 from components.lib.store import ObjectStore
 
@@ -30,14 +30,15 @@ def open_family(
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = auto if config.device == "auto" else config.device
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    kinds: dict[str, type[DiffusionFamily] | type[TokenizerFamily]] = {
-        "latent-dataset": DiffusionFamily,
-        "tokenizer-dataset": TokenizerFamily,
-    }
     kind = inputs["data"].kind
-    if kind not in kinds:
-        raise UserError(
-            f"data is a '{kind}' manifest ({inputs['data'].uri}); evaluation needs the data set "
-            "that the model was trained on."
-        )
-    return kinds[kind](config, inputs, store, progress, scratch, device, dtype)
+    for record in trained_families():
+        if record.data_kind == kind:
+            module = importlib.import_module(f"components.evaluation.{record.training}_family")
+            family: Family = module.EVALUATION(
+                config, inputs, store, progress, scratch, device, dtype
+            )
+            return family
+    raise UserError(
+        f"data is a '{kind}' manifest ({inputs['data'].uri}); evaluation needs the data set "
+        "that the model was trained on."
+    )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from markupsafe import Markup
 
 from components.evaluation.held_out import HeldOut
 from components.lib.contract import Progress
 from components.lib.manifest import Manifest
 from components.lib.report.page import Picture
-from components.lib.report.scores import Better, ClipScore, ModelRole
+from components.lib.report.scores import Better, ClipScore, Evaluation, ModelRole
 from components.lib.store import ObjectStore
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ SHORT: dict[str, str] = {
 class Family(Protocol):
     """What the stage needs of a family. ``measure`` is called once per model."""
 
-    name: Literal["dit", "tokenizer"]
+    name: str
     metric: str
     better: Better
 
@@ -48,6 +50,9 @@ class Family(Protocol):
 
     def rates(self) -> dict[str, float]:
         """Speeds, different on every run."""
+
+    def sections(self, evaluation: Evaluation) -> list[Markup]:
+        """Parts of the report that only this family has."""
 
     def facts(self) -> dict[str, Any]:
         """What else the report should say of the models."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,13 +50,14 @@ class HeldOut(NamedTuple):
 
 
 class LatentClip(NamedTuple):
-    """A latent [16, T, H, W] (normalised), what it shows, and the text [512, D] stored beside it
-    (in the guide's layout)."""
+    """A latent [16, T, H, W] (normalised), what it shows, the text [512, D] stored beside it (in
+    the guide's layout), and what else a model may be shown, by the names of `Conditions`."""
 
     key: str
     latent: Any
     info: ClipInfo
     text: Any = None
+    conditions: Mapping[str, Any] = {}
 
 
 class VideoClip(NamedTuple):
@@ -129,8 +130,8 @@ def latent_clips(
         yield from _guide_clips(held, store, scratch, limit)
         return
     for key, parts in samples(held, store, scratch, limit):
-        latent, info = parse_latent(parts, key)
-        yield LatentClip(key, latent.float(), info)
+        sample = parse_latent(parts, key)
+        yield LatentClip(key, sample.latent.float(), sample.info, conditions=sample.conditions)
 
 
 def _guide_clips(

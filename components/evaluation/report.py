@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from components.evaluation import content
+from components.lib.cosmos.families import family_named
 from components.lib.lineage import Lineage
 from components.lib.manifest import Manifest
 from components.lib.report import curves, page, runs
@@ -17,6 +16,7 @@ from components.lib.report.curves import Run
 from components.lib.report.page import Picture
 from components.lib.report.scores import Evaluation
 from components.lib.report.stats import interval
+from components.lib.run_files import REPORT, SUMMARY
 from components.lib.stage import Output
 from components.lib.store import ObjectStore
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from components.evaluation.family import Family
 
 CONTACT_SHEET = "contact_sheet.png"
-TITLES = {"dit": "Diffusion post-training", "tokenizer": "Tokenizer post-training"}
 
 
 def write_report(
@@ -37,21 +36,19 @@ def write_report(
 ) -> None:
     """Upload every file and fill summary, metrics and timing of the output."""
     judged = runs.judge_runs([run])[0]
-    title = TITLES[evaluation.family]
+    title = family_named(evaluation.family).title
     strips, videos = family.strips(), family.videos()
     for path, picture in [*strips, *videos]:
         output.put_bytes(path, picture.data)
     output.put_bytes("loss_curve.csv", curves.to_csv([run]))
     output.put_bytes("loss_curve.png", to_png([run]))
-    output.put_bytes("summary.md", content.markdown(title, evaluation, judged.verdict.sentence))
+    output.put_bytes(SUMMARY, content.markdown(title, evaluation, judged.verdict.sentence))
     curve_parts, charts = runs.curve_sections([run])
     sections = [
         page.section("Before and after", *content.metric_table(evaluation)),
         curve_parts[0],
         content.pictures_section([p for _, p in strips], [p for _, p in videos]),
-        page.section("Per noise level", content.sigma_plot(evaluation))
-        if evaluation.family == "dit"
-        else Markup(""),
+        *family.sections(evaluation),
         page.section("By source", *content.per_group(evaluation)),
         *curve_parts[1:],
         content.data_section(
@@ -73,7 +70,7 @@ def write_report(
         footer=f"cosmos-pipelines {version('cosmos-pipelines')}, evaluation of "
         f"{evaluation.models['candidate'].manifest} at {output.uri}",
     )
-    output.put_bytes("report.html", html)
+    output.put_bytes(REPORT, html)
     output.metrics.update(_metrics(evaluation, runs.scalars(judged), family))
     output.timing.update(family.rates())
     output.summary.update(

@@ -34,6 +34,7 @@ from components.lib.report.scores import (
     ModelRole,
     weights_digest,
 )
+from components.lib.run_files import METRICS, SETTINGS
 from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
 
@@ -130,11 +131,9 @@ def _curves(training: Manifest, store: ObjectStore) -> Run:
         entry = training.entry(path)
         return store.get_bytes(training.file_uri(path), sha256=entry.sha256)
 
-    settings = json.loads(read("settings.json"))
+    settings = json.loads(read(SETTINGS))
     name = str(training.summary.get("name") or "this run")
-    return read_run(
-        name, read("metrics.jsonl"), training.file_uri("metrics.jsonl"), settings=settings
-    )
+    return read_run(name, read(METRICS), training.file_uri(METRICS), settings=settings)
 
 
 def _model_ref(role: ModelRole, manifest: Manifest, prefix: str) -> ModelRef:

@@ -144,7 +144,7 @@ class FeatureDistance:
     """The training loss's perceptual term between two clips [T, 3, H, W] in [0, 1]."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        from components.lib.cosmos.tokenizer.perceptual import feature_terms, load_vgg16
+        from components.lib.cosmos.perceptual import feature_terms, load_vgg16
 
         self.vgg, self.terms = load_vgg16(folder).to(device), feature_terms
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from markupsafe import Markup
 
 from components.evaluation import tokenizer
 from components.evaluation.family import COLUMNS, COMPARED, SHORT, Setting
@@ -15,14 +17,14 @@ from components.lib.cosmos.model_folder import download_model, load_tokenizer
 from components.lib.manifest import Manifest, load_manifest
 from components.lib.report import pictures, quality
 from components.lib.report.page import Picture
-from components.lib.report.scores import HELD_OUT, Better, ClipScore, ModelRole
+from components.lib.report.scores import HELD_OUT, Better, ClipScore, Evaluation, ModelRole
 from components.lib.video.encode import write_mp4
 
 
 class TokenizerFamily(Setting):
     """Reconstruction quality on one clip of every held-out video."""
 
-    name: Literal["dit", "tokenizer"] = "tokenizer"
+    name = "tokenizer"
     metric = "psnr"
     better: Better = "higher"
 
@@ -132,6 +134,10 @@ class TokenizerFamily(Setting):
     def _codes(self, role: ModelRole) -> quality.CodeUse | None:
         return self.measured[role].codes if role in self.measured else None
 
+    def sections(self, evaluation: Evaluation) -> list[Markup]:
+        """None."""
+        return []
+
     def rates(self) -> dict[str, float]:
         """Frames per second of the candidate."""
         measured = self.measured.get("candidate")
@@ -159,3 +165,6 @@ class TokenizerFamily(Setting):
         for name, rate in self.rates().items():
             found[name.replace("_", " ")] = f"{rate:.1f} on {self.device}"
         return found
+
+
+EVALUATION = TokenizerFamily

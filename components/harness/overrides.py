@@ -114,15 +114,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def _check_trainer(overrides: Sequence[str]) -> None:
-    """Which recipe they are for is not known here, so one of the two families must take them."""
-    from components.lib.train.settings.config import (
-        DiffusionTrainingConfig,
-        TokenizerTrainingConfig,
-    )
+    """Which recipe they are for is not known here, so one of the families must take them."""
     from components.lib.train.settings.overrides import apply_overrides, iter_fields
+    from components.lib.train.settings.recipes import recipes
 
     refusals = []
-    for config in (DiffusionTrainingConfig(), TokenizerTrainingConfig()):
+    for kind in dict.fromkeys(type(recipe()) for recipe in recipes().values()):
+        config = kind.model_validate({})
         try:
             apply_overrides(config, overrides)
         except UserError as error:

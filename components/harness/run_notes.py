@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from components.lib import environment
 from components.lib.contract import Frozen, UserError
 from components.lib.stage import StageResult
 from components.lib.store import ObjectStore
 from components.lib.store.errors import StoreError
 
-RUN_VARIABLE = "COSMOS_RUN_ID"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 log = logging.getLogger("cosmos")
 
@@ -53,11 +53,11 @@ class TaskNote(Frozen):
 
 def run_id(env: Mapping[str, str]) -> str:
     """The id of the run that this process belongs to. Raises UserError when there is none."""
-    name = env.get(RUN_VARIABLE, "")
+    name = env.get(environment.RUN_ID, "")
     if not _NAME.match(name):
         raise UserError(
-            f"{RUN_VARIABLE} is '{name}' and names no run. The pipelines set it; a report can "
-            "only be made within a run."
+            f"{environment.RUN_ID} is '{name}' and names no run. The pipelines set it; a report "
+            "can only be made within a run."
         )
     return name
 
@@ -77,7 +77,7 @@ class Note:
     @classmethod
     def begin(cls, env: Mapping[str, str], storage_root: str, stage: str, what: str = "") -> Note:
         """Write that the task has started."""
-        name = env.get(RUN_VARIABLE, "")
+        name = env.get(environment.RUN_ID, "")
         if not _NAME.match(name):
             return cls("", stage, what)
         started = time.time_ns()

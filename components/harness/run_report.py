@@ -20,6 +20,7 @@ from components.lib.contract import Frozen, Progress, StageConfig
 from components.lib.manifest import Manifest, digest_json, load_manifest
 from components.lib.report import page
 from components.lib.report.page import Cell, Mood, Tile
+from components.lib.run_files import REPORT, RESULT, SUMMARY
 from components.lib.stage import Output, StageResult, StageSpec, execute
 from components.lib.store import ObjectStore
 
@@ -59,9 +60,9 @@ def write_run_report(
     def work(_inputs: dict[str, Manifest], output: Output) -> None:
         notes = read_notes(store, storage_root, run)
         found = summarise(run, notes, _manifests(notes, store), ended, error)
-        output.put_bytes("run.json", found.model_dump_json(indent=1).encode())
-        output.put_bytes("summary.md", markdown(title, found).encode())
-        output.put_bytes("report.html", html(title, found))
+        output.put_bytes(RESULT, found.model_dump_json(indent=1).encode())
+        output.put_bytes(SUMMARY, markdown(title, found).encode())
+        output.put_bytes(REPORT, html(title, found))
         output.summary.update(run=run, outcome=found.outcome, sentence=found.sentence)
         progress.log(found.sentence)
 

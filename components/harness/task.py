@@ -28,16 +28,15 @@ from typing import Any, Protocol
 
 from components.harness.overrides import make_config
 from components.harness.run_notes import Note, run_id
+from components.lib import environment
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
 from components.lib.manifest import Manifest
 from components.lib.progress import default_progress
+from components.lib.run_files import REPORT, SUMMARY
 from components.lib.stage import StageResult
 from components.lib.store import ObjectStore
 
-ERROR_FILE_VARIABLE = "COSMOS_ERROR_FILE"
-JOURNAL_VARIABLE = "COSMOS_RUN_JOURNAL"
-PARENT_VARIABLE = "COSMOS_PARENT_PID"
 _WATCH_S = 0.5
 # by these parameters the tasks of one stage in one run differ
 _TELLS_APART = ("role", "part_index")
@@ -133,7 +132,7 @@ def _hand_over(
     if metrics is not None:
         # what was waited for and how fast it went, beside what came out
         metrics.metadata.update({**result.manifest.timing, **result.metrics})
-    for artifact, name in ((html, "report.html"), (markdown, "summary.md")):
+    for artifact, name in ((html, REPORT), (markdown, SUMMARY)):
         if artifact is not None:
             entry = result.manifest.entry(name)
             uri = result.manifest.file_uri(name)
@@ -143,7 +142,7 @@ def _hand_over(
 def report_error(sentence: str) -> None:
     """Log a user error and leave it where the local runner looks for it: the first one stays."""
     log.error("%s", sentence)
-    name = os.environ.get(ERROR_FILE_VARIABLE)
+    name = os.environ.get(environment.ERROR_FILE)
     if name and not Path(name).exists():
         Path(name).write_text(sentence)
 
@@ -164,13 +163,13 @@ def _run(
 
 
 def _journal(stage: str, result: StageResult, seconds: float) -> None:
-    if name := os.environ.get(JOURNAL_VARIABLE):
+    if name := os.environ.get(environment.RUN_JOURNAL):
         record = {
             "stage": stage,
             "manifest": result.manifest_uri,
             "reused": result.reused,
             "seconds": round(seconds, 3),
-            "report": any(entry.path == "report.html" for entry in result.manifest.files),
+            "report": any(entry.path == REPORT for entry in result.manifest.files),
         }
         with Path(name).open("a") as stream:
             stream.write(json.dumps(record) + "\n")
@@ -182,7 +181,7 @@ def _end_with_runner() -> None:
     The runner starts stages through a shell, so the kernel's parent-death signal would watch the
     wrong process.
     """
-    runner = os.environ.get(PARENT_VARIABLE)
+    runner = os.environ.get(environment.PARENT_PID)
     if runner is None:
         return
     import psutil

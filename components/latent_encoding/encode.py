@@ -24,6 +24,7 @@ from components.lib.cosmos.compiler import has_compiler
 from components.lib.cosmos.model_folder import load_tokenizer
 from components.lib.cosmos.tokenizer.folded import can_fold, fold_encoder
 from components.lib.cosmos.tokenizer.network import CosmosTokenizer
+from components.lib.cosmos.torch_private import recompile_limit
 
 log = logging.getLogger("cosmos.latent_encoding")
 # Forward passes queued on a GPU before the host waits for the oldest.
@@ -115,7 +116,7 @@ def compiled_by_shape(
     compiled = torch.compile(run, dynamic=False, backend=backend)
 
     def call(frames: Tensor) -> Tensor:
-        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
+        with recompile_limit(MAX_SHAPES):
             return compiled(frames)
 
     return call

@@ -25,8 +25,9 @@ from components.lib.shards.guide import guide_parts
 from components.lib.shards.latents import (
     INFO_EXT,
     LATENT_EXT,
+    TENSOR_NAME,
     latent_parts,
-    parse_tensor,
+    parse_tensors,
 )
 from components.lib.shards.tar import SamplePlace, ShardWriter, iter_samples
 from components.lib.stage import Output
@@ -166,9 +167,8 @@ class OpenShard:
         names: list[str] = []
         with ThreadPoolExecutor(8) as pool:
             for clip in self._good_clips():
-                latent = parse_tensor(
-                    (self.folder / f"{clip.key}.{LATENT_EXT}").read_bytes(), clip.key
-                )
+                data = (self.folder / f"{clip.key}.{LATENT_EXT}").read_bytes()
+                latent = parse_tensors(data, clip.key)[TENSOR_NAME]
                 prompt = clip.info.prompt_sha256
                 assert prompt is not None, "the guide layout is refused without prompts"
                 parts = guide_parts(clip.index, latent, embeddings[prompt], clip.info)

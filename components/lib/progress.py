@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from components.lib import environment
 from components.lib.contract import Progress, ProgressTask
 
-TTY_VARIABLE = "COSMOS_PROGRESS_TTY"
 log = logging.getLogger("cosmos")
 
 
@@ -108,7 +108,7 @@ class BarProgress(LineProgress):
 
 def default_progress() -> Progress:
     """Bars when a terminal is attached, log lines otherwise."""
-    terminal = os.environ.get(TTY_VARIABLE)
+    terminal = os.environ.get(environment.PROGRESS_TTY)
     if terminal is None and sys.stderr.isatty():
         terminal = os.ttyname(sys.stderr.fileno())
     return BarProgress(terminal) if terminal else LineProgress()

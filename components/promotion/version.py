@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.lib.contract import Progress
+from components.lib.cosmos.families import family_named
 from components.lib.lineage import LINEAGE_NAME, Lineage, trace
 from components.lib.manifest import (
     MANIFEST_NAME,
@@ -125,7 +126,7 @@ def model_card(name: str, candidate: Candidate, verdict: Verdict, lineage: Linea
     lines = [
         f"# {name}",
         "",
-        f"A Cosmos-1.0 {'diffusion model' if evaluation.family == 'dit' else 'video tokenizer'}, "
+        f"A Cosmos-1.0 {family_named(evaluation.family).noun}, "
         f"post-trained from {evaluation.models['base'].name} on {len(trained)} videos "
         f"({len(held)} held out). Registered {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by "
         f"cosmos-pipelines {package_version('cosmos-pipelines')}.",

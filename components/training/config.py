@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -11,6 +11,7 @@ from components.lib.stage import StageSpec
 from components.training.launch.interface import (
     LaunchRequest,
 )
+from components.training.launch.kinds import LauncherName
 
 SPEC = StageSpec(name="training", version="1", kind="training-run")
 
@@ -49,7 +50,7 @@ class TrainingConfig(StageConfig):
         description="Processes on each node; 0: one per GPU, or 2 where there is none.",
     )
     nodes: int = Field(default=1, ge=1, description="Nodes (pods) of the training job.")
-    launcher: Literal["process", "pytorchjob", "trainjob"] = operational(
+    launcher: LauncherName = operational(
         "process", "Where training runs: here (torchrun), or as a job on the cluster."
     )
     image: str = operational("", "Training image of a job; empty: the stage's own.")

@@ -10,40 +10,41 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from components.lib import environment
 from components.lib.contract import Progress, UserError
+from components.lib.cosmos.families import family_named
 from components.lib.manifest import MANIFEST_NAME, FileEntry, Manifest
+from components.lib.run_files import METRICS, RESULT
 from components.lib.stage import Output, StageResult, execute
 from components.lib.store import ObjectStore
 from components.lib.train.settings.auto_layout import GUIDE_TP
-from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+from components.lib.train.settings.config import TrainConfig
 from components.lib.train.settings.overrides import apply_overrides
 from components.lib.train.settings.recipes import recipe
 from components.training.config import SPEC, TrainingConfig
 from components.training.launch.interface import (
     GPU_PRODUCT,
     GPU_TAINT,
-    GPU_TYPE_VARIABLE,
     LaunchRequest,
     SecretValue,
     guide_environment,
     job_name,
 )
+from components.training.launch.kinds import launcher_named
+from components.training.launch.names import STORE, WANDB
 
-RESULT = "run.json"
-# Which keys of which Secrets the ranks of a job get; the same ones as the pipelines' own steps.
-_S3, _WANDB = "cosmos-s3", "cosmos-wandb"
+#: What fills the ranks' variables: the same keys as those of the pipelines' own steps.
 _SECRETS = {
-    "AWS_ENDPOINT_URL": SecretValue(secret=_S3, key="endpoint"),
-    "AWS_ACCESS_KEY_ID": SecretValue(secret=_S3, key="access-key"),
-    "AWS_SECRET_ACCESS_KEY": SecretValue(secret=_S3, key="secret-key"),
-    "AWS_REGION": SecretValue(secret=_S3, key="region", optional=True),
-    "WANDB_API_KEY": SecretValue(secret=_WANDB, key="api-key", optional=True),
+    variable: SecretValue(
+        secret=secret.name, key=key, optional=secret.optional or key in secret.optional_keys
+    )
+    for secret in (STORE, WANDB)
+    for key, variable in secret.variables.items()
 }
 
 
@@ -83,14 +84,8 @@ def trainer_overrides(
         return inputs[name].uri + MANIFEST_NAME
 
     decided = [f"data.path={uri('data')}", f"log.store_uri={output.uri}"]
-    if isinstance(recipe(config.factory), DiffusionTrainingConfig):
-        decided.append(f"resume.restore_config.path={uri('checkpoint')}")
-        if "prompts" in inputs:
-            decided.append(f"data.prompts={uri('prompts')}")
-    else:
-        decided.append(f"model.jit_ckpt_pth={uri('checkpoint')}")
-        if "vgg" in inputs:
-            decided.append(f"model.vgg_path={uri('vgg')}")
+    settings = family_named(recipe(config.factory).family).inputs
+    decided += [f"{setting}={uri(name)}" for name, setting in settings.items() if name in inputs]
     return [*config.overrides, *decided]
 
 
@@ -98,7 +93,7 @@ def launch_request(
     config: TrainingConfig,
     output: Output,
     settings: list[str],
-    resolved: DiffusionTrainingConfig | TokenizerTrainingConfig,
+    resolved: TrainConfig,
 ) -> LaunchRequest:
     """What the launcher is asked for."""
     local = config.launcher == "process"
@@ -127,7 +122,7 @@ def launch_request(
         fields["secret_env"] = _SECRETS
         if gpus:
             fields["tolerations"] = ({"key": GPU_TAINT, "effect": "NoSchedule"},)
-            if kind := os.environ.get(GPU_TYPE_VARIABLE):
+            if kind := os.environ.get(environment.GPU_TYPE):
                 fields["node_selector"] = {GPU_PRODUCT: kind}
     fields |= config.job
     try:
@@ -136,21 +131,6 @@ def launch_request(
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise UserError(f"Stage training, field 'job.{name}': {first['msg']}.") from error
-
-
-def launcher_named(name: str) -> Callable[[LaunchRequest, Progress], None]:
-    """The launcher's function. Its libraries are imported only here."""
-    if name == "process":
-        from components.training.launch import process
-
-        return process.launch
-    if name == "pytorchjob":
-        from components.training.launch import pytorchjob
-
-        return pytorchjob.launch
-    from components.training.launch import trainjob
-
-    return trainjob.launch
 
 
 def collect(result: dict[str, Any], output: Output) -> None:
@@ -162,7 +142,7 @@ def collect(result: dict[str, Any], output: Output) -> None:
     for prefix in ("checkpoints/", "pictures/"):
         for info in output.store.list(output.uri + prefix):
             output.finished(info.uri[len(output.uri) :])
-    lines = output.store.get_bytes(output.uri + "metrics.jsonl").decode().splitlines()
+    lines = output.store.get_bytes(output.uri + METRICS).decode().splitlines()
     records = [json.loads(line) for line in lines]
     losses = [record["loss"] for record in records if record["split"] == "train"]
     exported = result.get("exported_step", result["steps"])
@@ -198,4 +178,4 @@ def _own_image() -> str:
     """The image this step runs in: compiled pipelines name it, digest and all."""
     from components import images
 
-    return os.environ.get("COSMOS_TRAIN_IMAGE", images.TRAIN)
+    return os.environ.get(environment.TRAIN_IMAGE, images.TRAIN)

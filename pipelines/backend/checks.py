@@ -13,17 +13,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from components.lib.contract import Frozen, UserError
+from components.training.launch.kinds import JOB_KINDS
 from components.training.launch.kube import ApiError, Cluster
+from components.training.launch.names import HUGGINGFACE, STEP_ACCOUNT, STORE, WANDB
 
-ACCOUNT = "cosmos-pipeline"
 # What the launcher calls; manifests/base/roles.yaml grants the same (a test compares them).
 NEEDED_RIGHTS = (
     *(
         (group, resource, verb)
-        for group, resource in (
-            ("kubeflow.org", "pytorchjobs"),
-            ("trainer.kubeflow.org", "trainjobs"),
-        )
+        for group, _, resource in (kind.path for kind in JOB_KINDS.values())
         for verb in ("create", "get", "watch", "patch", "delete")
     ),
     ("", "pods", "list"),
@@ -31,16 +29,8 @@ NEEDED_RIGHTS = (
     ("", "resourcequotas", "list"),
     ("", "pods/log", "get"),
 )
-SECRETS = {
-    "cosmos-s3": (("endpoint", "access-key", "secret-key"), True),
-    "cosmos-huggingface": (("token",), False),
-    "cosmos-wandb": (("api-key",), False),
-}
+SECRETS = (STORE, HUGGINGFACE, WANDB)
 GATED_MODEL = "nvidia/Cosmos-1.0-Diffusion-7B-Text2World"
-CRDS = {
-    "pytorchjobs": ("kubeflow.org", "v1", "Install the training-operator (branch release-1.9)."),
-    "trainjobs": ("trainer.kubeflow.org", "v1alpha1", "Install Kubeflow Trainer 2.2 or newer."),
-}
 
 
 class Finding(Frozen):
@@ -53,7 +43,8 @@ class Finding(Frozen):
 
 def kfp(endpoint: str | None, namespace: str | None) -> Iterator[Finding]:
     """Can KFP be reached, and does it know us?"""
-    from pipelines.client import Connection, Server, list_runs
+    from pipelines.backend.connection import Connection, Server
+    from pipelines.backend.runs import list_runs
 
     try:
         server = Server(Connection(endpoint=endpoint, namespace=namespace, patience_s=5.0))
@@ -81,7 +72,8 @@ def kubernetes(cluster: Cluster) -> Iterator[Finding]:
 def _crds(cluster: Cluster) -> Iterator[Finding]:
     have: list[tuple[str, str]] = []
     missing: list[tuple[str, str]] = []
-    for plural, (group, version, advice) in CRDS.items():
+    for kind in JOB_KINDS.values():
+        group, version, plural = kind.path
         try:
             answer = cluster.request("GET", f"/apis/{group}/{version}")
         except ApiError as error:
@@ -90,7 +82,7 @@ def _crds(cluster: Cluster) -> Iterator[Finding]:
                 return
             answer = {}
         names = [resource["name"] for resource in answer.get("resources", [])]
-        (have if plural in names else missing).append((plural, advice))
+        (have if plural in names else missing).append((plural, kind.install))
     for plural, _ in have:
         yield Finding(state="good", what=f"{plural} are installed")
     for plural, advice in missing:
@@ -102,7 +94,7 @@ def _crds(cluster: Cluster) -> Iterator[Finding]:
 
 def _rights(cluster: Cluster) -> Iterator[Finding]:
     """Of the steps' account when we may ask, else of whoever we are."""
-    account = f"system:serviceaccount:{cluster.namespace}:{ACCOUNT}"
+    account = f"system:serviceaccount:{cluster.namespace}:{STEP_ACCOUNT}"
     refused = []
     for group, resource, verb in NEEDED_RIGHTS:
         name, _, subresource = resource.partition("/")
@@ -126,7 +118,7 @@ def _rights(cluster: Cluster) -> Iterator[Finding]:
         except ApiError as error:
             yield Finding(
                 state="unsure",
-                what=f"rights of the ServiceAccount {ACCOUNT}",
+                what=f"rights of the ServiceAccount {STEP_ACCOUNT}",
                 advice=f"You may not ask ({error.status}). Somebody with more rights can: "
                 f"kubectl auth can-i --as {account} create pytorchjobs.kubeflow.org",
             )
@@ -136,35 +128,36 @@ def _rights(cluster: Cluster) -> Iterator[Finding]:
     if refused:
         yield Finding(
             state="bad",
-            what=f"the ServiceAccount {ACCOUNT} may not {', '.join(refused)}",
+            what=f"the ServiceAccount {STEP_ACCOUNT} may not {', '.join(refused)}",
             advice="kubectl apply -k manifests/overlays/single-node (or your overlay).",
         )
     else:
-        yield Finding(state="good", what=f"the ServiceAccount {ACCOUNT} has its rights")
+        yield Finding(state="good", what=f"the ServiceAccount {STEP_ACCOUNT} has its rights")
 
 
 def secrets(cluster: Cluster) -> Iterator[Finding]:
     """Are the Secrets there, with the keys that steps read? Values are not looked at."""
     path = f"/api/v1/namespaces/{cluster.namespace}/secrets"
-    for name, (keys, required) in SECRETS.items():
+    for use in SECRETS:
+        name = use.name
         try:
-            found = cluster.request("GET", f"{path}/{name}")
+            secret = cluster.request("GET", f"{path}/{name}")
         except ApiError as error:
             if error.status == 404:
                 yield Finding(
-                    state="bad" if required else "unsure",
+                    state="unsure" if use.optional else "bad",
                     what=f"there is no Secret {name}",
                     advice="Make it from manifests/base/secrets.example.yaml"
-                    + ("." if required else ", if you need it."),
+                    + (", if you need it." if use.optional else "."),
                 )
             else:
                 yield Finding(state="unsure", what=f"Secret {name}", advice=str(error))
             continue
-        missing = [key for key in keys if not (found.get("data") or {}).get(key)]
+        missing = [key for key in use.keys if not (secret.get("data") or {}).get(key)]
         placeholder = [
             key
-            for key in keys
-            if base64.b64decode((found.get("data") or {}).get(key, "")) == b"REPLACE"
+            for key in use.keys
+            if base64.b64decode((secret.get("data") or {}).get(key, "")) == b"REPLACE"
         ]
         if missing or placeholder:
             yield Finding(

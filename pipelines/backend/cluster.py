@@ -5,19 +5,16 @@ Optional: without access to the cluster the commands do what KFP alone allows, a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from components.lib.contract import UserError
+from components.lib.training_progress import TrainingProgress
 from components.training.launch.follow import moment
 from components.training.launch.interface import PROGRESS_ANNOTATION, RUN_LABEL
+from components.training.launch.kinds import JOB_KINDS
 from components.training.launch.kube import ApiError, Cluster
 
-JOB_KINDS = (
-    ("kubeflow.org", "v1", "pytorchjobs"),
-    ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
-)
 STEP_CONTAINER = "main"
 _ALIVE = (None, "Pending", "Running", "Unknown")
 
@@ -32,15 +29,16 @@ def connect(namespace: str | None, say: Callable[[str], None]) -> Cluster:
 
 def training_jobs(cluster: Cluster, run_id: str) -> Iterator[tuple[tuple[str, str, str], Any]]:
     """(kind, job) of every training job that a run started."""
-    for kind in JOB_KINDS:
+    for job_kind in JOB_KINDS.values():
+        kind = job_kind.path
         group, version, plural = kind
         try:
-            found = cluster.find(plural, group, version, labelSelector=f"{RUN_LABEL}={run_id}")
+            jobs = cluster.find(plural, group, version, labelSelector=f"{RUN_LABEL}={run_id}")
         except ApiError as error:
             if error.status == 404:  # this kind of job is not installed
                 continue
             raise
-        for job in found:
+        for job in jobs:
             yield kind, job
 
 
@@ -58,20 +56,8 @@ def progress_line(cluster: Cluster, run_id: str) -> str | None:
     for _, job in training_jobs(cluster, run_id):
         text = (job["metadata"].get("annotations") or {}).get(PROGRESS_ANNOTATION)
         if text:
-            return describe_progress(json.loads(text))
+            return f"training: {TrainingProgress.model_validate_json(text).words()}"
     return None
-
-
-def describe_progress(record: dict[str, Any]) -> str:
-    """``training: step 3/10, loss 0.5, 70 s left`` from a progress record."""
-    line = f"training: step {record['step']}"
-    if record.get("max_steps"):
-        line += f"/{record['max_steps']}"
-    if record.get("loss") is not None:
-        line += f", loss {record['loss']:.4g}"
-    if record.get("eta_seconds") is not None:
-        line += f", {record['eta_seconds']:.0f} s left"
-    return line
 
 
 def step_log(cluster: Cluster, pods: tuple[str, ...], follow: bool, tail: int) -> Iterator[str]:
@@ -111,7 +97,7 @@ def _follow(cluster: Cluster, pod: str) -> Iterator[str]:
                 raise
         except (HTTPError, OSError):
             pass
-        found = cluster.find("pods", fieldSelector=f"metadata.name={pod}")
-        if all((item.get("status") or {}).get("phase") not in _ALIVE for item in found):
+        pods = cluster.find("pods", fieldSelector=f"metadata.name={pod}")
+        if all((item.get("status") or {}).get("phase") not in _ALIVE for item in pods):
             return
         cluster.sleep(1.0)

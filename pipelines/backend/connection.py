@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from components.lib.contract import Frozen, UserError
+from pipelines import kfp_private
 
 Answer = TypeVar("Answer")
 log = logging.getLogger("cosmos")
@@ -62,16 +63,16 @@ class Server:
     @property
     def namespace(self) -> str | None:
         """Namespace of runs on a multi-user KFP; None on a single-user one."""
-        own = self.api.get_user_namespace() if self.api is not None else None
-        return self.connection.namespace or own or None
+        users = self.api.get_user_namespace() if self.api is not None else None
+        return self.connection.namespace or users or None
 
     def run_url(self, run_id: str) -> str:
         """Page of a run in the KFP UI."""
-        return f"{self.api._get_url_prefix()}/#/runs/details/{run_id}"
+        return f"{kfp_private.page_root(self.api)}/#/runs/details/{run_id}"
 
     def schedule_url(self, recurring_run_id: str) -> str:
         """Page of a recurring run in the KFP UI."""
-        return f"{self.api._get_url_prefix()}/#/recurringrun/details/{recurring_run_id}"
+        return f"{kfp_private.page_root(self.api)}/#/recurringrun/details/{recurring_run_id}"
 
     def call(
         self, what: str, function: Callable[[], Answer], patience_s: float = math.inf
@@ -111,12 +112,12 @@ class Server:
             status, problem = _describe(error)
             if status and status not in _PASSING and status != 409:
                 raise UserError(self._sentence(what, status, problem)) from error
-        found = self.call(what, find)
-        return found if found is not None else self.call(what, create)
+        existing = self.call(what, find)
+        return existing if existing is not None else self.call(what, create)
 
     def _sentence(self, what: str, status: int, problem: str) -> str:
-        given = self.connection.endpoint or os.environ.get("KFP_ENDPOINT")
-        host = self.api._existing_config.host if self.api else given or "its default address"
+        endpoint = self.connection.endpoint or os.environ.get("KFP_ENDPOINT")
+        host = kfp_private.host_of(self.api) if self.api else endpoint or "its default address"
         hints = {
             0: f"Is KFP reachable at {host}? Set KF_PIPELINES_ENDPOINT or --endpoint.",
             401: f"KFP at {host} does not know you. Set {TOKEN_VARIABLE} or log in again.",
@@ -130,7 +131,7 @@ def _client(connection: Connection) -> Any:
     endpoint = connection.endpoint or os.environ.get("KFP_ENDPOINT")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        client = _client_class()(
+        client = kfp_private.client_class()(
             host=endpoint,
             namespace=connection.namespace or os.environ.get("KFP_NAMESPACE") or "kubeflow",
             existing_token=os.environ.get(TOKEN_VARIABLE),
@@ -140,8 +141,8 @@ def _client(connection: Connection) -> Any:
             cookies=os.environ.get("KFP_COOKIES"),
             kube_context=connection.kube_context,
         )
-    _limit(client, connection.timeout_s)
-    host = client._existing_config.host
+    kfp_private.limit_calls(client, connection.timeout_s)
+    host = kfp_private.host_of(client)
     if not endpoint and "localhost" in host and "KF_PIPELINES_ENDPOINT" not in os.environ:
         raise UserError(
             "It is not known where KFP is. Set KF_PIPELINES_ENDPOINT or --endpoint, for example "
@@ -149,37 +150,6 @@ def _client(connection: Connection) -> Any:
             "8080:80'."
         )
     return client
-
-
-def _client_class() -> type[Any]:
-    import kfp
-
-    class Client(kfp.Client):  # type: ignore[misc, unused-ignore]
-        """Asks for the server's health once; the original tries for 25 s and logs tracebacks."""
-
-        def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
-            return self._healthz_api.healthz_service_get_healthz(_request_timeout=10)
-
-    return Client
-
-
-def _limit(client: Any, timeout_s: float) -> None:
-    """Give every call of a client a timeout: by itself it waits for ever on a dead connection."""
-    from kfp_server_api.exceptions import ApiException
-
-    shared = client._run_api.api_client  # all services of a client use this one
-    original = shared.request
-
-    def request(*arguments: Any, **options: Any) -> Any:
-        # As a pair: a float alone is ignored.
-        options["_request_timeout"] = options.get("_request_timeout") or (timeout_s, timeout_s)
-        try:
-            return original(*arguments, **options)
-        except ApiException as error:
-            error.body = error.body or b""  # its caller decodes it, even where there is none
-            raise
-
-    shared.request = request
 
 
 @contextlib.contextmanager

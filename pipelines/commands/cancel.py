@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from components.lib.contract import UserError
-from pipelines.commands.submit import Endpoint, Namespace
+from pipelines.commands.options import Endpoint, Namespace
 
 
 def command(

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.run import WORKSPACE, build_parameters, show
+from pipelines.catalog import preset_parameters
+from pipelines.commands.options import WORKSPACE, Workspace
+from pipelines.commands.output import show_local_run
 
 PROMPTS = {
     "bigbuckbunny": "A cartoon rabbit stands in a green meadow under tall trees.",
@@ -20,9 +22,7 @@ def command(
     videos: Annotated[
         str | None, typer.Option("--videos", help="Your own clips instead: folder, file or s3://….")
     ] = None,
-    workspace: Annotated[
-        Path, typer.Option(help="Folder for the store, logs, reports.")
-    ] = WORKSPACE,
+    workspace: Workspace = WORKSPACE,
 ) -> None:
     """Post-train a tiny diffusion model, then a tiny tokenizer, on real video, on this machine.
 
@@ -36,10 +36,9 @@ def command(
     with terminate_cleanly(), storage(workspace, external=False) as env:
         for pipeline in ("diffusion", "tokenizer"):
             typer.echo(f"== {pipeline} ==")
-            run = run_local(
-                pipeline, build_parameters(pipeline, "tiny", workspace, source), workspace, env
-            )
-            show(run)
+            form = preset_parameters(pipeline, "tiny", workspace, source)
+            run = run_local(pipeline, form, workspace, env)
+            show_local_run(run)
             reports += run.reports
     typer.echo("Reports (open them in a browser):")
     for report in reports:

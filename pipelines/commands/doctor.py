@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
 
 import typer
 
 from components.lib.contract import UserError
-from pipelines.commands.submit import Endpoint, Namespace
+from pipelines.commands.options import Endpoint, Namespace, StorageRoot
+from pipelines.forms import STORAGE_ROOT
 
 _MARKS = {"good": "ok  ", "unsure": "?   ", "bad": "FAIL"}
 
@@ -16,9 +16,7 @@ _MARKS = {"good": "ok  ", "unsure": "?   ", "bad": "FAIL"}
 def command(
     endpoint: Endpoint = None,
     namespace: Namespace = None,
-    storage_root: Annotated[
-        str, typer.Option(help="Where runs write, as s3://bucket/prefix.")
-    ] = "s3://cosmos/runs",
+    storage_root: StorageRoot = STORAGE_ROOT,
 ) -> None:
     """Check KFP, Kubernetes, CRDs, rights, Secrets, GPUs, the store and Hugging Face.
 
@@ -28,12 +26,12 @@ def command(
 
     def of_the_cluster() -> Iterator[checks.Finding]:
         try:
-            found = cluster.connect(namespace, lambda _line: None)
+            reached = cluster.connect(namespace, lambda _line: None)
         except UserError as error:
             yield checks.Finding(state="bad", what="Kubernetes", advice=str(error))
             return
         for check in (checks.kubernetes, checks.secrets, checks.gpus):
-            yield from check(found)
+            yield from check(reached)
 
     bad = 0
     for findings in (

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from components.lib.contract import UserError
+from pipelines.commands.options import StorageRoot
+from pipelines.forms import STORAGE_ROOT
 
 
 def command(
     video: Annotated[str, typer.Argument(help="Its URI, path, or sha256.")],
-    storage_root: Annotated[
-        str, typer.Option("--storage-root", help="Where outputs are, as s3://bucket/prefix.")
-    ] = "s3://cosmos/runs",
+    storage_root: StorageRoot = STORAGE_ROOT,
     yes: Annotated[
         bool, typer.Option("--yes", help="Delete. Without it, only say what would be.")
     ] = False,
@@ -28,21 +28,21 @@ def command(
     from components.lib.store import ObjectStore
 
     store = ObjectStore.from_env()
-    found = find_traces(store, storage_root, video)
-    if found is None:
+    traces = find_traces(store, storage_root, video)
+    if traces is None:
         raise UserError(
             f"{video} does not exist and no run under {storage_root} has seen it. If it had "
             "another name, give that, or its sha256."
         )
-    typer.echo(f"content {found.sha256}")
-    _list("model versions that used it", found.versions)
-    _list("reports whose pictures may show it", found.reports)
-    _list("data sets that hold it", found.data_sets)
-    _list("it lies at", found.names)
+    typer.echo(f"content {traces.sha256}")
+    _list("model versions that used it", traces.versions)
+    _list("reports whose pictures may show it", traces.reports)
+    _list("data sets that hold it", traces.data_sets)
+    _list("it lies at", traces.names)
     if not yes:
         typer.echo("Nothing was deleted. With --yes the data sets and the video are.")
         return
-    typer.echo(f"deleted {erase(store, found)} files")
+    typer.echo(f"deleted {erase(store, traces)} files")
 
 
 def _list(title: str, items: Sequence[str]) -> None:

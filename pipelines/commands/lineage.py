@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from components.lib.contract import UserError
+from pipelines.commands.options import StorageRoot
+from pipelines.forms import STORAGE_ROOT
 
 if TYPE_CHECKING:
     from components.lib.store import ObjectStore
-
-StorageRoot = Annotated[
-    str, typer.Option("--storage-root", help="Where outputs are, as s3://bucket/prefix.")
-]
 
 
 def command(
@@ -25,7 +23,7 @@ def command(
             help="Instead: list the model versions that used this video (its uri or its sha256).",
         ),
     ] = "",
-    storage_root: StorageRoot = "s3://cosmos/runs",
+    storage_root: StorageRoot = STORAGE_ROOT,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print every source video with its hash, every stage with config and version, and the runs.
@@ -58,21 +56,21 @@ def _origin(store: ObjectStore, root: str, model: str, as_json: bool) -> str:
     manifest = registry.load(number)
     entry = manifest.entry(LINEAGE_NAME)
     uri = manifest.file_uri(LINEAGE_NAME)
-    held = parse_lineage(store.get_bytes(uri, sha256=entry.sha256), uri)
+    lineage = parse_lineage(store.get_bytes(uri, sha256=entry.sha256), uri)
     if as_json:
-        return held.model_dump_json(indent=1)
+        return lineage.model_dump_json(indent=1)
     lines = [f"{name}@{number}", "", "stages, in the order they ran:"]
-    for step in held.steps:
+    for step in lineage.steps:
         via = f"  (via {step.via})" if step.via else ""
         lines.append(f"  {step.stage} version {step.stage_version}{via}")
         lines.append(f"    {step.uri}")
         lines += [f"    {key} = {value}" for key, value in sorted(step.config.items())]
-    lines += ["", f"{len(held.videos)} source videos:"]
-    for item in held.videos:
+    lines += ["", f"{len(lineage.videos)} source videos:"]
+    for item in lineage.videos:
         via = f"  via {item.via}" if item.via else ""
         lines.append(f"  {item.sha256}  {item.split:<10}  {item.uri}{via}")
         lines += [f"  {'':<64}  {'':<10}  {name}  (the same content)" for name in item.also]
-    lines += [f"  no longer in the store: {uri}" for uri in held.missing]
+    lines += [f"  no longer in the store: {uri}" for uri in lineage.missing]
     return "\n".join(lines)
 
 
@@ -82,18 +80,18 @@ def _users(store: ObjectStore, root: str, video: str, as_json: bool) -> str:
     from components.lib.erasure import content_of
     from components.lib.lineage import models_that_used
 
-    found = models_that_used(store, root, video)
-    content = "" if found else content_of(store, video)
+    users = models_that_used(store, root, video)
+    content = "" if users else content_of(store, video)
     if content:  # a name that no run has seen, of a content that some run may have
-        found = models_that_used(store, root, content)
+        users = models_that_used(store, root, content)
     if as_json:
         return json.dumps(
-            [{"model": name, **item.model_dump(mode="json")} for name, item in found], indent=1
+            [{"model": name, **item.model_dump(mode="json")} for name, item in users], indent=1
         )
-    if not found:
+    if not users:
         hint = "" if content else " If it was deleted, ask with its sha256."
         return f"No model version under {root} used {video}.{hint}"
     return "\n".join(
         f"{name}  {item.split:<10}  {item.uri}" + (f"  via {item.via}" if item.via else "")
-        for name, item in found
+        for name, item in users
     )

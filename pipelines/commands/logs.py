@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.submit import Endpoint, Namespace
+from pipelines.commands.options import Endpoint, Namespace
 
 
 def command(

@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from components.lib.contract import UserError
+from pipelines.commands.options import StorageRoot
+from pipelines.forms import STORAGE_ROOT
 
 
 def command(
     model: Annotated[str, typer.Argument(help="Name of the model, such as cosmos-7b.")],
     training: Annotated[str, typer.Option("--training", help="Manifest of the training run.")],
     evaluation: Annotated[str, typer.Option("--evaluation", help="Manifest of its evaluation.")],
-    storage_root: Annotated[
-        str, typer.Option("--storage-root", help="Where outputs are, as s3://bucket/prefix.")
-    ] = "s3://cosmos/runs",
+    storage_root: StorageRoot = STORAGE_ROOT,
     force: Annotated[
         bool, typer.Option("--force", help="Promote whatever the gate says; needs --reason.")
     ] = False,

@@ -33,12 +33,12 @@ def command(
     from components.lib.store import ObjectStore
 
     store = ObjectStore.from_env() if "AWS_ENDPOINT_URL" in os.environ else None
-    found = unique_names([open_run(ref, store) for ref in runs])
-    summary = run_markdown(found)
+    opened = unique_names([open_run(ref, store) for ref in runs])
+    summary = run_markdown(opened)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(run_page(found))
-    output.with_suffix(".csv").write_bytes(to_csv(found))
-    output.with_suffix(".png").write_bytes(to_png(found))
+    output.write_bytes(run_page(opened))
+    output.with_suffix(".csv").write_bytes(to_csv(opened))
+    output.with_suffix(".png").write_bytes(to_png(opened))
     output.with_suffix(".md").write_text(summary)
     typer.echo(summary)
     typer.echo(f"Report: {output}")

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.options import StorageRoot
+from pipelines.forms import STORAGE_ROOT
+
 
 def command(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
@@ -14,9 +17,7 @@ def command(
         int | None,
         typer.Option("--to", help="Version to go to; default: the one before the present one."),
     ] = None,
-    storage_root: Annotated[
-        str, typer.Option("--storage-root", help="Where outputs are, as s3://bucket/prefix.")
-    ] = "s3://cosmos/runs",
+    storage_root: StorageRoot = STORAGE_ROOT,
 ) -> None:
     """Move the production pointer back. The version left is not promoted again by itself."""
     from components.lib.registry import Registry, models_root, rollback

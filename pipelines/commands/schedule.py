@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from components.lib.contract import UserError
-from pipelines.commands.compile import EncodePods
-from pipelines.commands.submit import (
+from components.training.launch.names import STEP_ACCOUNT
+from pipelines.commands.options import (
     Account,
+    EncodePods,
     Endpoint,
+    Experiment,
     GpuType,
     Images,
     Namespace,
     Overrides,
     Parameters,
+    ParametersFile,
     collect_parameters,
 )
 
@@ -41,27 +43,25 @@ def command(
     ] = None,
     parameter: Parameters = None,
     override: Overrides = None,
-    parameters_file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")
-    ] = None,
+    parameters_file: ParametersFile = None,
     image: Images = None,
     gpu_type: GpuType = None,
     encode_pods: EncodePods = 1,
-    experiment: Annotated[str, typer.Option(help="Experiment that groups runs.")] = "cosmos",
+    experiment: Experiment = "cosmos",
     catch_up: Annotated[
         bool, typer.Option("--catch-up", help="Make up for slots missed while paused.")
     ] = False,
     concurrency: Annotated[int, typer.Option(help="Runs at a time.", min=1, max=10)] = 1,
     endpoint: Endpoint = None,
     namespace: Namespace = None,
-    service_account: Account = "cosmos-pipeline",
+    service_account: Account = STEP_ACCOUNT,
 ) -> None:
     """Create, list, pause, resume or delete recurring runs.
 
     Example: cosmos-pipelines schedule create nightly diffusion --cron '0 2 * * *' -p videos=s3://…
     """
     from pipelines import client
-    from pipelines.commands.compile import image_overrides
+    from pipelines.compiling import image_overrides
 
     if action is not Action.LIST and name is None:
         raise UserError(f"Name the schedule: cosmos-pipelines schedule {action.value} NAME.")

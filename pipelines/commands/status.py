@@ -6,12 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.submit import (
-    Endpoint,
-    Namespace,
-    follow_to_the_end,
-    training_progress,
-)
+from pipelines.commands.options import Endpoint, Namespace
+from pipelines.commands.output import follow_to_the_end, training_progress
 
 
 def command(

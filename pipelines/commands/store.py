@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.run import WORKSPACE
+from pipelines.commands.options import WORKSPACE
 
 
 def command(

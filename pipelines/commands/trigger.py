@@ -14,25 +14,28 @@ from typing import Annotated, Any
 import typer
 
 from components.lib.contract import UserError
-from pipelines.catalog import PIPELINES
-from pipelines.commands.compile import EncodePods
-from pipelines.commands.run import WORKSPACE
-from pipelines.commands.submit import (
+from components.training.launch.names import STEP_ACCOUNT
+from pipelines.commands.options import (
+    WORKSPACE,
     Account,
+    EncodePods,
     Endpoint,
+    Experiment,
     GpuType,
     Images,
     Namespace,
     Overrides,
     Parameters,
+    ParametersFile,
+    Pipeline,
     collect_parameters,
+    merge_parameters,
 )
-
-STORAGE_ROOT = "s3://cosmos/runs"
+from pipelines.forms import STORAGE_ROOT
 
 
 def command(
-    pipeline: Annotated[str, typer.Argument(help=f"One of: {', '.join(PIPELINES)}.")],
+    pipeline: Pipeline,
     on_bucket: Annotated[
         str, typer.Option("--on-bucket", help="Prefix to watch, as s3://bucket/prefix.")
     ],
@@ -58,16 +61,14 @@ def command(
     ] = False,
     parameter: Parameters = None,
     override: Overrides = None,
-    parameters_file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="YAML file of parameters.")
-    ] = None,
+    parameters_file: ParametersFile = None,
     image: Images = None,
     gpu_type: GpuType = None,
     encode_pods: EncodePods = 1,
-    experiment: Annotated[str, typer.Option(help="Experiment that groups runs.")] = "cosmos",
+    experiment: Experiment = "cosmos",
     endpoint: Endpoint = None,
     namespace: Namespace = None,
-    service_account: Account = "cosmos-pipeline",
+    service_account: Account = STEP_ACCOUNT,
 ) -> None:
     """Watch a bucket and start a run when new videos have arrived, until Ctrl-C or a limit.
 
@@ -85,42 +86,42 @@ def command(
             "--image and --gpu-type choose containers and nodes of a cluster. Leave them out with "
             "--local: the runs happen on this machine as it is."
         )
-    given = {"videos": on_bucket, **collect_parameters(parameters_file, parameter, override)}
+    parameters = {"videos": on_bucket, **collect_parameters(parameters_file, parameter, override)}
     limits = Limits(
         every_s=every, max_runs=max_runs, for_s=None if minutes is None else minutes * 60
     )
     memory = f"{pipeline}-{hashlib.sha256(on_bucket.encode()).hexdigest()[:12]}"
     with stopping() as stopped:
         if local:
-            from pipelines.commands.run import build_parameters
+            from pipelines.catalog import preset_parameters
             from pipelines.local import run_local, storage, terminate_cleanly
 
             workspace = workspace.resolve()
-            chosen = _merged(build_parameters(pipeline, preset, workspace, on_bucket), given)
+            form = preset_parameters(pipeline, preset, workspace, on_bucket)
+            form = merge_parameters(form, parameters)
             with storage(workspace, external=external_store) as env:
 
                 def start() -> str:
                     with terminate_cleanly():
-                        run = run_local(pipeline, chosen, workspace, env, encode_pods)
+                        run = run_local(pipeline, form, workspace, env, encode_pods)
                     return run.log.stem
 
-                root = str(chosen.get("storage_root", STORAGE_ROOT))
+                root = str(form.get("storage_root", STORAGE_ROOT))
                 watch = _watch(root, name or memory, on_bucket, settle, max_wait, env)
                 _poll(watch, start, lambda _run: False, limits, stopped)
             return
-        from pipelines import client
-        from pipelines.commands.compile import compile_pipeline, image_overrides
+        from pipelines import client, compiling
 
-        images = image_overrides(image or [])
-        text = compile_pipeline(pipeline, images, gpu_type, encode_pods)
-        client.check_parameters(text, given)
+        images = compiling.image_overrides(image or [])
+        text = compiling.compile_pipeline(pipeline, images, gpu_type, encode_pods)
+        compiling.check_parameters(text, parameters)
         server = client.Server(client.Connection(endpoint=endpoint, namespace=namespace))
 
         def submit() -> str:
             run = client.submit(
                 server,
                 pipeline,
-                given,
+                parameters,
                 images=images,
                 gpu_type=gpu_type,
                 encode_pods=encode_pods,
@@ -130,15 +131,9 @@ def command(
             typer.echo(run.url)
             return run.run_id
 
-        root = str(given.get("storage_root", STORAGE_ROOT))
+        root = str(parameters.get("storage_root", STORAGE_ROOT))
         watch = _watch(root, name or memory, on_bucket, settle, max_wait, None)
         _poll(watch, submit, lambda run: _going(server, run), limits, stopped)
-
-
-def _merged(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The preset's parameters with the user's on top; the lists of overrides are joined."""
-    overrides = [*preset.get("overrides", []), *given.get("overrides", [])]
-    return {**preset, **given, "overrides": overrides}
 
 
 def _watch(

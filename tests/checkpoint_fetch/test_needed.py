@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from components.checkpoint_fetch.needed import CheckpointRole, Variant, needed_files
+from components.checkpoint_fetch.needed import needed_files
 from components.checkpoint_fetch.sources import parse_source
 from components.lib.contract import UserError
+from components.lib.cosmos.families import Variant
 
 DIT = [
     "README.md",
@@ -72,7 +73,7 @@ T5 = [
     ],
 )  # fmt: skip
 def test_only_what_the_role_needs(
-    listing: list[str], role: CheckpointRole, variant: Variant, wanted: list[str]
+    listing: list[str], role: str, variant: Variant, wanted: list[str]
 ) -> None:
     assert needed_files(listing, role, "here", variant) == sorted(wanted)
 
@@ -87,7 +88,7 @@ def test_only_what_the_role_needs(
     ],
 )
 def test_what_is_needed_and_what_is_there_is_said(
-    listing: list[str], role: CheckpointRole, variant: Variant, told: str
+    listing: list[str], role: str, variant: Variant, told: str
 ) -> None:
     with pytest.raises(UserError, match=told):
         needed_files(listing, role, "here", variant)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from components.lib.training_progress import TrainingProgress
 from pipelines.backend import cluster
 
 from .conftest import NAMESPACE, Launch, kubectl
@@ -154,7 +155,8 @@ def test_the_jobs_of_a_run_are_found_by_its_id(
     """What `cosmos-pipelines status` and `cancel` do."""
     run_id = str(uuid.uuid4())
     monkeypatch.setenv("COSMOS_RUN_ID", run_id)
-    code = "import time; print('step 3/10, loss 0.5, 70 s left', flush=True); time.sleep(600)"
+    progress = TrainingProgress(step=3, max_steps=10, loss=0.5, eta_seconds=70)
+    code = f"import time; print({progress.line()!r}, flush=True); time.sleep(600)"
     run = launch(name="found-1", command=script(code))
     run.until("step 3/10")
     administrator = cluster.connect(NAMESPACE, print)

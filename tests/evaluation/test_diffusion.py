@@ -18,6 +18,7 @@ from components.evaluation.diffusion import fixed_noise, noise_grid, patch_vecto
 from components.evaluation.held_out import LatentClip
 from components.evaluation.stage import run
 from components.lib.contract import UserError
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.model_folder import save_model_folder
 from components.lib.cosmos.tokenizer.network import TOKENIZER_PRESETS, CosmosTokenizer
 from components.lib.manifest import load_manifest
@@ -66,7 +67,7 @@ def test_loss_is_the_published_one_on_fixed_noise(
                 with torch.no_grad():
                     raw = model(
                         (x / math.sqrt(total))[None], torch.tensor([math.log(sigma) / 4]),
-                        torch.zeros(1, 512, 64), fps=torch.tensor([24.0]),
+                        Conditions(torch.zeros(1, 512, 64), torch.tensor([24.0])),
                     )[0]  # fmt: skip
                 guess = 0.25 / total * x + sigma * 0.5 / math.sqrt(total) * raw
                 weight = total / (sigma * 0.5) ** 2

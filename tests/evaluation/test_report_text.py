@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from markupsafe import Markup
+
 from components.evaluation.report import write_report
 from components.lib.lineage import Lineage, SourceVideo, Step
 from components.lib.manifest import Manifest
@@ -38,6 +40,9 @@ class Family:
 
     def videos(self) -> list[tuple[str, Picture]]:
         return [("a.mp4", Picture(caption=self.foreign, data=b"<b>", media="video/mp4"))]
+
+    def sections(self, evaluation: Evaluation) -> list[Markup]:
+        return []
 
     def scalars(self) -> dict[str, float]:
         return {}

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from components.harness.run_notes import RUN_VARIABLE, Note, notes_prefix, read_notes
+from components.harness.run_notes import Note, notes_prefix, read_notes
 from components.harness.run_report import write_run_report
-from components.harness.task import ERROR_FILE_VARIABLE, run_report_task
+from components.harness.task import run_report_task
 from components.lib.contract import UserError
+from components.lib.environment import ERROR_FILE, RUN_ID
 from components.lib.manifest import MANIFEST_NAME, Manifest
 from components.lib.stage import StageResult
 from components.lib.store import ObjectStore
@@ -23,8 +24,8 @@ RUN = "night-1"
 def env(store_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     for name, value in store_env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(RUN_VARIABLE, RUN)
-    return {RUN_VARIABLE: RUN}
+    monkeypatch.setenv(RUN_ID, RUN)
+    return {RUN_ID: RUN}
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_a_store_that_is_away_does_not_fail_the_task(
     monkeypatch: pytest.MonkeyPatch, storage_root: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    Note.begin({RUN_VARIABLE: RUN}, storage_root, "training").end(error="x")
+    Note.begin({RUN_ID: RUN}, storage_root, "training").end(error="x")
 
 
 def test_notes_of_strangers_are_named(
@@ -162,7 +163,7 @@ def test_the_exit_task_fills_its_artifacts_and_leaves_the_first_sentence_alone(
 ) -> None:
     sentence = tmp_path / "sentence"
     sentence.write_text("training: the loss is not finite.")
-    monkeypatch.setenv(ERROR_FILE_VARIABLE, str(sentence))
+    monkeypatch.setenv(ERROR_FILE, str(sentence))
     Note.begin(env, storage_root, "training").end(error="The loss is not finite.")
     made = {name: Artifact(tmp_path / name) for name in ("html", "markdown", "output")}
     run_report_task(
@@ -173,7 +174,7 @@ def test_the_exit_task_fills_its_artifacts_and_leaves_the_first_sentence_alone(
     assert Path(made["markdown"].path).read_text().startswith("# m: failed")
     assert made["output"].metadata["kind"] == "run-report"
 
-    monkeypatch.setenv(RUN_VARIABLE, "")
+    monkeypatch.setenv(RUN_ID, "")
     with pytest.raises(SystemExit):
         run_report_task(
             {"storage_root": storage_root, "title": "m"}, "FAILED", "",

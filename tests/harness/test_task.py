@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from components.harness.run_notes import RUN_VARIABLE, read_notes
-from components.harness.task import ERROR_FILE_VARIABLE, JOURNAL_VARIABLE, run_task
+from components.harness.run_notes import read_notes
+from components.harness.task import run_task
+from components.lib.environment import ERROR_FILE, RUN_ID, RUN_JOURNAL
 from components.lib.manifest import load_manifest
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
@@ -29,8 +30,8 @@ def environment(
     for name, value in store_env.items():
         monkeypatch.setenv(name, value)
     files = {"journal": tmp_path / "journal.jsonl", "error": tmp_path / "error.txt"}
-    monkeypatch.setenv(JOURNAL_VARIABLE, str(files["journal"]))
-    monkeypatch.setenv(ERROR_FILE_VARIABLE, str(files["error"]))
+    monkeypatch.setenv(RUN_JOURNAL, str(files["journal"]))
+    monkeypatch.setenv(ERROR_FILE, str(files["error"]))
     return files
 
 
@@ -84,7 +85,7 @@ def test_a_task_s_note_says_which_of_its_stage_s_tasks_it_is(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(RUN_VARIABLE, "night-1")
+    monkeypatch.setenv(RUN_ID, "night-1")
     for role in ("dit", "t5"):
         with pytest.raises(SystemExit):
             run_task(

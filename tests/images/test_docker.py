@@ -176,7 +176,7 @@ def test_the_pipeline_runs_in_containers(
             ),
             pipeline_root=str(outputs),
         )
-        catalog.load(pipeline, profiles.LOCAL)(**parameters)
+        catalog.load(pipeline, profiles.Profile(cluster=False))(**parameters)
     finally:
         os.umask(before)
     # The runner may call a container that failed at once a success: look at what was produced.

@@ -180,14 +180,14 @@ def test_no_secret_is_part_of_a_kustomization(overlay: Any) -> None:
 
 
 def test_secret_templates_have_the_keys_that_the_pipelines_read(everything: Any) -> None:
-    from pipelines import profiles
+    from components.training.launch.names import HUGGINGFACE, STORE, WANDB
 
     templates = {d["metadata"]["name"]: d["stringData"] for _, d in everything
                  if d["kind"] == "Secret"}  # fmt: skip
-    assert set(templates) == {profiles.S3_SECRET, profiles.HF_SECRET, profiles.WANDB_SECRET}
-    assert set(templates[profiles.S3_SECRET]) == set(profiles._S3_KEYS)
-    assert set(templates[profiles.HF_SECRET]) == {"token"}
-    assert set(templates[profiles.WANDB_SECRET]) == {"api-key"}
+    uses = {use.name: set(use.variables) for use in (STORE, HUGGINGFACE, WANDB)}
+    assert {name: set(keys) for name, keys in templates.items()} == uses
+    assert set(uses["cosmos-huggingface"]) == {"token"}
+    assert set(uses["cosmos-wandb"]) == {"api-key"}
 
 
 def test_the_store_of_kfp_uses_the_same_secret(everything: Any) -> None:

@@ -334,19 +334,21 @@ def kfp_server(monkeypatch: Any, tmp_path: Any) -> Iterator[FakeKfp]:
 @pytest.fixture(autouse=True, scope="session")
 def compiled_once() -> Iterator[None]:
     """Compiling takes a second; the same pipeline with the same images compiles once."""
-    from pipelines import client
+    from pipelines import compiling
 
-    original = client._compiled
+    original = compiling.compile_pipeline
     known: dict[Any, str] = {}
 
-    def compiled(pipeline: str, images: Any, gpu_type: Any, encode_pods: int) -> str:
+    def compiled(
+        pipeline: str, images: Any = None, gpu_type: Any = None, encode_pods: int = 1
+    ) -> str:
         key = (pipeline, tuple(sorted((images or {}).items())), gpu_type, encode_pods)
         if key not in known:
             known[key] = original(pipeline, images, gpu_type, encode_pods)
         return known[key]
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(client, "_compiled", compiled)
+    patch.setattr(compiling, "compile_pipeline", compiled)
     yield
     patch.undo()
 

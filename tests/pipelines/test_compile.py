@@ -12,7 +12,8 @@ import yaml
 from components.harness.overrides import STAGES, stage_config
 from components.lib.contract import UserError
 from pipelines.catalog import COMPILED, ENCODING, PIPELINES
-from pipelines.commands.compile import command, compile_pipeline, image_overrides
+from pipelines.commands.compile import command
+from pipelines.compiling import compile_pipeline, image_overrides
 
 PICTURES = COMPILED.parent / "pictures"
 README = COMPILED.parents[1] / "README.md"

@@ -40,7 +40,7 @@ class Kubernetes:
                 f"/api/v1/namespaces/cosmos/secrets/{name}": {
                     "data": {key: base64.b64encode(b"v").decode() for key in keys}
                 }
-                for name, (keys, _) in checks.SECRETS.items()
+                for name, keys in ((use.name, use.keys) for use in checks.SECRETS)
             },
         }
 

@@ -6,6 +6,7 @@ import pytest
 
 from components.lib.contract import UserError
 from pipelines import client
+from pipelines.backend import schedules
 
 from .test_submit import PASSING, VIDEOS, invoke
 
@@ -95,13 +96,13 @@ def test_pause_resume_delete_by_name(kfp_server: Any) -> None:
     ],
 )
 def test_five_fields_become_six(cron: Any, expected: Any) -> None:
-    assert client.six_fields(cron) == expected
+    assert schedules.six_fields(cron) == expected
 
 
 @pytest.mark.parametrize("cron", ["daily", "61 3 * * *", "0 3 * *", "0 0 0 3 * * *", "0 3 * 13 *"])
 def test_bad_cron_expressions_are_refused(cron: Any) -> None:
     with pytest.raises(UserError, match="cron expression"):
-        client.six_fields(cron)
+        schedules.six_fields(cron)
 
 
 @pytest.mark.parametrize("pipeline", ["fleet", "fleet-tokenizer"])

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from components.lib.contract import Frozen, UserError
-from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.dit.config import DiTConfig
+from components.lib.cosmos.families import family_named, family_of, trained_families
 from components.lib.cosmos.flops import (
     EstimatedLayout,
     dit_attention_flops,
@@ -26,8 +27,6 @@ from components.lib.cosmos.shapes import (
 )
 from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig
 
-ModelSettings = DiTConfig | TokenizerConfig
-
 #: What published names hold beyond the size that names a preset.
 _AROUND = re.compile(r"^nvidia/|^cosmos-(1\.0-)?|^(diffusion|dit|tokenizer)-|-text2world$|-t2w$")
 
@@ -40,9 +39,13 @@ class Clip(Frozen):
     width: int = 1280
 
 
-def find_model(model: str) -> tuple[str, ModelSettings]:
+def find_model(model: str) -> tuple[str, Frozen]:
     """Name and settings of a preset, a published model or a canonical model folder."""
-    presets: dict[str, ModelSettings] = {**DIT_PRESETS, **TOKENIZER_PRESETS}
+    presets = {
+        name: settings
+        for family in trained_families()
+        for name, settings in family.preset_settings().items()
+    }
     short = preset_name(model)
     for name, settings in presets.items():
         if name.lower() == short:
@@ -64,14 +67,13 @@ def preset_name(model: str) -> str:
     return short.replace("-video2world", "-v2w")
 
 
-def _from_folder(folder: Path) -> tuple[str, ModelSettings]:
+def _from_folder(folder: Path) -> tuple[str, Frozen]:
     from components.lib.cosmos.model_folder import read_model_config
 
     model = read_model_config(folder)
-    if model.family == "dit":
-        return model.name, DiTConfig.model_validate(model.config)
-    if model.family == "tokenizer":
-        return model.name, TokenizerConfig.model_validate(model.config)
+    family = family_named(model.family)
+    if family.training:
+        return model.name, family.settings_class().model_validate(model.config)
     raise UserError(
         f"{folder} holds '{model.name}' of family '{model.family}', not described here."
     )
@@ -79,7 +81,7 @@ def _from_folder(folder: Path) -> tuple[str, ModelSettings]:
 
 def describe(
     name: str,
-    settings: ModelSettings,
+    settings: Frozen,
     clip: Clip | None = None,
     layout: EstimatedLayout | None = None,
 ) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def describe(
     parameters = parameter_count(settings)
     general = {
         "name": name,
-        "family": "dit" if isinstance(settings, DiTConfig) else "tokenizer",
+        "family": family_of(settings).name,
         "parameters": parameters,
         "tensors": len(state_shapes(settings)),
         "bf16_bytes": 2 * parameters,
@@ -101,7 +103,9 @@ def describe(
     }
     if isinstance(settings, DiTConfig):
         return general | _describe_dit(settings, clip, layout)
-    return general | _describe_tokenizer(settings, clip)
+    if isinstance(settings, TokenizerConfig):
+        return general | _describe_tokenizer(settings, clip)
+    return general
 
 
 def _describe_dit(config: DiTConfig, clip: Clip, layout: EstimatedLayout) -> dict[str, Any]:
@@ -159,10 +163,11 @@ def render(facts: dict[str, Any]) -> str:
         ("weights", f"{facts['bf16_bytes'] / 1e9:.2f} GB in bf16"),
     ]
     clip = facts["clip"]
-    latent = " x ".join(map(str, facts["latent_shape"]))
-    size = f"{clip['frames']} frames of {clip['width']} x {clip['height']}"
-    rows.append(("clip", f"{size} -> latent {latent}"))
-    if facts["family"] == "dit":
+    if "latent_shape" in facts:
+        latent = " x ".join(map(str, facts["latent_shape"]))
+        size = f"{clip['frames']} frames of {clip['width']} x {clip['height']}"
+        rows.append(("clip", f"{size} -> latent {latent}"))
+    if "tokens" in facts:
         memory, layout = facts["memory_per_gpu"], facts["layout"]
         grid = " x ".join(map(str, facts["token_grid"]))
         parallel = " with sequence parallel" if layout["sequence_parallel"] else ""
@@ -189,7 +194,7 @@ def render(facts: dict[str, Any]) -> str:
                 f"{memory['activation_bytes'] / 2**30:.1f} activations",
             ),
         ]
-    else:
+    if "codes" in facts:
         codes = facts["codes"]
         rows += [
             ("codes", f"{codes:,}" if codes else "continuous latents"),

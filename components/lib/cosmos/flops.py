@@ -11,14 +11,17 @@ allocator's slack.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field, PositiveInt, model_validator
 
 from components.lib.contract import Frozen
 from components.lib.cosmos.dit.config import DiTConfig
-from components.lib.cosmos.shapes import meta_dit, meta_tokenizer, parameter_count
+from components.lib.cosmos.shapes import meta_network, parameter_count
 from components.lib.cosmos.tokenizer.config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from components.lib.cosmos.tokenizer.network import CosmosTokenizer
 
 #: Parameters, gradients, master weights and both Adam moments: fp32 shards, or bf16 with fp32.
 STATE_BYTES = 16
@@ -77,7 +80,10 @@ def dit_attention_flops(config: DiTConfig, tokens: int) -> int:
 def dit_memory(config: DiTConfig, tokens: int, layout: EstimatedLayout) -> Memory:
     """Memory per GPU while training."""
     total = parameter_count(config)
-    block = sum(parameter.numel() for parameter in meta_dit(config).blocks["block0"].parameters())
+    block = sum(
+        parameter.numel()
+        for parameter in meta_network(config).get_submodule("blocks.block0").parameters()
+    )
     shards = layout.gpus  # FSDP shards over the data-parallel group what TP has already cut
     state = STATE_BYTES * total / shards
     if layout.gpus > layout.tp:
@@ -96,7 +102,7 @@ def video_flops(config: TokenizerConfig, frames: int, height: int, width: int) -
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    tokenizer = meta_tokenizer(config)
+    tokenizer = cast("CosmosTokenizer", meta_network(config))
     video = torch.empty(1, 3, frames, height, width, device="meta")
     with torch.no_grad():
         with FlopCounterMode(display=False) as encode:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from components.lib.contract import Frozen, UserError
+from components.lib.cosmos.families import FamilyName
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,6 @@ CONFIG_NAME = "config.json"
 STEM = "model"
 SHARD_BYTES = 2 * 1024**3
 
-Family = Literal["dit", "tokenizer", "vgg16"]
 Weights = Mapping[str, "torch.Tensor"] | Iterable[tuple[str, "torch.Tensor"]]
 
 
@@ -42,7 +42,7 @@ class ModelConfig(Frozen):
     """What `config.json` of a canonical folder holds."""
 
     format: Literal["cosmos-pipelines/1"] = "cosmos-pipelines/1"
-    family: Family
+    family: FamilyName
     name: str
     config: dict[str, Any]
 
@@ -56,7 +56,7 @@ class TensorSpec(Frozen):
 
 def save_model_folder(
     folder: Path,
-    family: Family,
+    family: str,
     name: str,
     config: Mapping[str, Any] | Frozen,
     state_dict: Weights,
@@ -318,7 +318,7 @@ def load_tokenizer(
     return model.to(device).eval()
 
 
-def _expect(folder: Path, family: Family) -> ModelConfig:
+def _expect(folder: Path, family: str) -> ModelConfig:
     model_config = read_model_config(folder)
     if model_config.family != family:
         raise UserError(

@@ -7,15 +7,15 @@ one inside their functions or go without. Call it outside tensor-parallel groups
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from components.lib.cosmos.dit.config import DiTConfig
-from components.lib.cosmos.tokenizer.config import TokenizerConfig
+from components.lib.contract import Frozen
+from components.lib.cosmos.families import family_of
 
 if TYPE_CHECKING:
-    from components.lib.cosmos.dit.network import DiT
-    from components.lib.cosmos.tokenizer.network import CosmosTokenizer
+    from torch import nn
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -24,33 +24,17 @@ _ORDER = ("conv_in", "down", "mid", "block_1", "attn_1", "block_2", "up", "norm_
 
 
 @cache
-def meta_dit(config: DiTConfig) -> DiT:
-    """The DiT on the meta device."""
+def meta_network(settings: Frozen) -> nn.Module:
+    """The network of these settings on the meta device."""
     import torch
 
-    from components.lib.cosmos.dit.network import DiT
-
+    family = family_of(settings)
+    build: Callable[..., nn.Module] = family.load(family.network)
     with torch.device("meta"):
-        return DiT(config, seed=None)
+        return build(settings)
 
 
-@cache
-def meta_tokenizer(config: TokenizerConfig) -> CosmosTokenizer:
-    """The tokenizer on the meta device."""
-    import torch
-
-    from components.lib.cosmos.tokenizer.network import CosmosTokenizer
-
-    with torch.device("meta"):
-        return CosmosTokenizer(config)
-
-
-def meta_network(config: DiTConfig | TokenizerConfig) -> DiT | CosmosTokenizer:
-    """Either of them."""
-    return meta_dit(config) if isinstance(config, DiTConfig) else meta_tokenizer(config)
-
-
-def state_shapes(config: DiTConfig | TokenizerConfig) -> Shapes:
+def state_shapes(config: Frozen) -> Shapes:
     """Name and shape of every tensor of the state dict, in the published order."""
     state = meta_network(config).state_dict()
     parts = list(dict.fromkeys(name.split(".")[0] for name in state))
@@ -62,6 +46,6 @@ def state_shapes(config: DiTConfig | TokenizerConfig) -> Shapes:
     return {name: tuple(state[name].shape) for name in sorted(state, key=place)}
 
 
-def parameter_count(config: DiTConfig | TokenizerConfig) -> int:
+def parameter_count(config: Frozen) -> int:
     """Numbers that are trained: buffers are left out."""
     return sum(parameter.numel() for parameter in meta_network(config).parameters())

@@ -45,7 +45,7 @@ class Evaluation(Frozen):
     """Everything an evaluation found. ``sets`` is set name -> role -> clips."""
 
     schema_version: Literal[1] = 1
-    family: Literal["dit", "tokenizer"]
+    family: str
     metric: str
     better: Better
     models: dict[ModelRole, ModelRef]

@@ -9,6 +9,7 @@ from typing import Any
 from components.lib.contract import UserError
 from components.lib.manifest import MANIFEST_NAME, load_manifest
 from components.lib.report.curves import TRAIN, VALIDATION, Run, Series, read_run
+from components.lib.run_files import METRICS, SETTINGS
 from components.lib.store import ObjectStore
 
 # What loggers call the training loss; the NeMo recipe logs reduced_train_loss.
@@ -48,14 +49,14 @@ def _from_manifest(ref: str, store: ObjectStore) -> Run:
         return store.get_bytes(manifest.file_uri(path), sha256=manifest.entry(path).sha256)
 
     name = f"{manifest.summary.get('name') or 'run'} {manifest.address[:8]}"
-    settings = json.loads(read("settings.json"))
-    return read_run(name, read("metrics.jsonl"), manifest.file_uri("metrics.jsonl"), settings)
+    settings = json.loads(read(SETTINGS))
+    return read_run(name, read(METRICS), manifest.file_uri(METRICS), settings)
 
 
 def _from_folder(path: Path) -> Run:
-    metrics = path / "metrics.jsonl"
+    metrics = path / METRICS
     if metrics.is_file():
-        settings = path / "settings.json"
+        settings = path / SETTINGS
         values = json.loads(settings.read_text()) if settings.is_file() else {}
         return read_run(path.name, metrics.read_bytes(), str(metrics), values)
     if any(path.rglob("events.out.tfevents*")):

@@ -1,15 +1,17 @@
 """One sample of the latent data set: the latent as safetensors and what it shows as JSON.
 
 In a tar a sample is ``KEY.safetensors`` and ``KEY.json``, a layout that webdataset and
-megatron-energon read without help. The prompt's embedding is not in the sample: it is stored once
-per distinct prompt, and `ClipInfo.prompt_sha256` names its file.
+megatron-energon read without help. Beside the latent the first may hold what a model is shown with
+it (`components.lib.cosmos.conditions`), each input under its name and without a batch. The prompt's
+embedding is not in the sample: it is stored once per distinct prompt, and `ClipInfo.prompt_sha256`
+names its file.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -56,39 +58,52 @@ def prompt_digest(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
-def latent_parts(latent: torch.Tensor, info: ClipInfo) -> dict[str, bytes]:
-    """The files of one sample, by extension. ``latent`` is [C, T, H, W]; bf16 stays bf16."""
+class LatentSample(NamedTuple):
+    """A latent [C, T, H, W], what it shows, and the inputs stored with it by their names."""
+
+    latent: torch.Tensor
+    info: ClipInfo
+    conditions: dict[str, torch.Tensor]
+
+
+def latent_parts(
+    latent: torch.Tensor, info: ClipInfo, conditions: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, bytes]:
+    """The files of one sample, by extension. ``latent`` is [C, T, H, W]; dtypes stay."""
     from safetensors.torch import save
 
     if latent.dim() != 4:
         raise ValueError(f"a latent has 4 dimensions, got shape {tuple(latent.shape)}")
-    # One tensor and no metadata: safetensors orders metadata by hash, which differs by run.
+    tensors = {TENSOR_NAME: latent, **(conditions or {})}
+    # No metadata: safetensors orders it by hash, which differs by run. Tensors it orders by name.
     return {
         INFO_EXT: canonical_json(info.model_dump(mode="json")),
-        LATENT_EXT: save({TENSOR_NAME: latent.detach().cpu().contiguous()}),
+        LATENT_EXT: save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}),
     }
 
 
-def parse_latent(
-    parts: Mapping[str, bytes], name: str = "the sample"
-) -> tuple[torch.Tensor, ClipInfo]:
-    """Latent [C, T, H, W] and info from one sample's files. ``name`` appears in errors."""
+def parse_latent(parts: Mapping[str, bytes], name: str = "the sample") -> LatentSample:
+    """A sample from its files. ``name`` appears in errors."""
     if missing := {INFO_EXT, LATENT_EXT} - set(parts):
         raise UserError(
             f"{name} has no .{min(missing)} part. The shard was not written by latent_encoding."
         )
-    return parse_tensor(parts[LATENT_EXT], name), parse_info(parts[INFO_EXT], name)
+    tensors = parse_tensors(parts[LATENT_EXT], name)
+    return LatentSample(tensors.pop(TENSOR_NAME), parse_info(parts[INFO_EXT], name), tensors)
 
 
-def parse_tensor(data: bytes, name: str) -> torch.Tensor:
-    """The latent alone."""
+def parse_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
+    """The latent and what is stored with it. UserError without a latent."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        return load(data)[TENSOR_NAME]
-    except (SafetensorError, KeyError) as error:
+        tensors = load(data)
+    except SafetensorError as error:
         raise UserError(f"The latent of {name} is not readable: {error}.") from error
+    if TENSOR_NAME not in tensors:
+        raise UserError(f"The latent of {name} is not readable: there is no '{TENSOR_NAME}'.")
+    return dict(tensors)
 
 
 def parse_info(data: bytes, name: str) -> ClipInfo:

@@ -23,15 +23,13 @@ from urllib.parse import urlsplit
 
 import certifi
 import urllib3
-from minio import Minio
-from minio import time as minio_time
 from minio.credentials.providers import IamAwsProvider
 from urllib3.exceptions import HTTPError, SSLError
 
 from components.lib.store.errors import StoreError
+from components.lib.store.minio_private import DIGEST_HEADER, S3Client
 
 RETRY_STATUS = frozenset({429, 500, 502, 503, 504})
-_DIGEST_HEADER = "x-amz-content-sha256"
 
 
 def default_workers() -> int:
@@ -145,31 +143,9 @@ def _retry_after(value: str | None) -> float:
     return min(float(value), 30.0) if value and value.isdigit() else 0.0
 
 
-class S3Client(Minio):
-    """The minio client, except that a body whose sha256 is known is not hashed again."""
-
-    def _build_headers(
-        self, host: str, headers: Any = None, body: Any = None, creds: Any = None
-    ) -> Any:
-        digest = (headers or {}).get(_DIGEST_HEADER)
-        if digest is None or creds is None or body is None:
-            return super()._build_headers(host, headers, body, creds)
-        now = minio_time.utcnow()
-        built = {
-            **headers,
-            "Host": host,
-            "User-Agent": self._user_agent,
-            "Content-Length": str(len(body)),
-            "x-amz-date": minio_time.to_amz_date(now),
-        }
-        if creds.session_token:
-            built["X-Amz-Security-Token"] = creds.session_token
-        return built, now
-
-
 def signed_body(sha256: str) -> dict[str, str]:
     """Headers for a body with this digest: the store then checks what it received."""
-    return {_DIGEST_HEADER: sha256}
+    return {DIGEST_HEADER: sha256}
 
 
 def connect(settings: StoreSettings, stop: threading.Event) -> tuple[S3Client, PatientPool]:

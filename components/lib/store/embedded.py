@@ -371,5 +371,5 @@ def _drop_unfinished(store: ObjectStore) -> None:
     # What cannot be dropped now merely takes space until the next start.
     with contextlib.suppress(*RequestError):
         for bucket in client.list_buckets():
-            for upload in client._list_multipart_uploads(bucket.name).uploads:
-                client._abort_multipart_upload(bucket.name, upload.object_name, upload.upload_id)
+            for key, upload in client.unfinished_uploads(bucket.name):
+                client.abort_upload(bucket.name, key, upload)

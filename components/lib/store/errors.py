@@ -12,6 +12,7 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, NameResolutionError, SSLError
 
 from components.lib.contract import UserError
+from components.lib.store.minio_private import status_of
 
 RequestError = (S3Error, ServerError, InvalidResponseError, HTTPError, ParseError)
 MISSING_KEY = frozenset({"NoSuchKey", "ResourceNotFound"})
@@ -47,7 +48,7 @@ def explain(error: Exception, uri: str, endpoint: str, access_key: str) -> Store
         return StoreError(_connection(error, uri, endpoint))
     if isinstance(error, S3Error):
         return _refused(error.code or "unknown", error.message or "", uri, endpoint, access_key)
-    status = getattr(error, "_status_code", getattr(error, "_code", None))
+    status = status_of(error)
     if status is not None and (status == 429 or status >= 500):
         return StoreError(
             f"The object store {endpoint} keeps answering with HTTP status {status} (needed for "

@@ -236,7 +236,7 @@ def _fetch(session: Session, info: ObjectInfo, fd: int, response: object) -> str
     try:
         with session.interruptible():
             if first:
-                session.copy_range(uri, 0, first, etag, _placed(fd, 0, digest), response)
+                session.copy_range(uri, 0, first, etag, _placed(fd, 0, digest.update), response)
             for start, future in zip(starts, rest, strict=True):
                 future.result()
                 end = min(start + SPAN, info.bytes)
@@ -248,14 +248,14 @@ def _fetch(session: Session, info: ObjectInfo, fd: int, response: object) -> str
     return digest.hexdigest()
 
 
-def _placed(fd: int, start: int, digest: hashlib._Hash | None) -> Sink:
+def _placed(fd: int, start: int, hash_piece: Sink | None) -> Sink:
     """A sink that writes its pieces one after another from ``start`` on, and hashes them."""
     at = start
 
     def place(piece: memoryview) -> None:
         nonlocal at
-        if digest is not None:
-            digest.update(piece)
+        if hash_piece is not None:
+            hash_piece(piece)
         while piece:
             count = os.pwrite(fd, piece, at)
             at += count

@@ -17,10 +17,10 @@ from types import FrameType
 
 from components.lib.contract import UserError
 from components.lib.logs import configure_logging
-from components.lib.train import EXIT_RESUME
-from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+from components.lib.run_files import EXIT_RESUME
+from components.lib.train.settings.config import TrainConfig
 from components.lib.train.settings.overrides import apply_overrides, describe
-from components.lib.train.settings.recipes import FACTORIES, recipe
+from components.lib.train.settings.recipes import recipe, recipes
 
 log = logging.getLogger("cosmos.train")
 _PR_SET_PDEATHSIG = 1
@@ -59,7 +59,7 @@ def _stop_before_start(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_RESUME)
 
 
-def parse(arguments: Sequence[str]) -> DiffusionTrainingConfig | TokenizerTrainingConfig | None:
+def parse(arguments: Sequence[str]) -> TrainConfig | None:
     """The resolved config, or None when help was printed. Raises UserError."""
     parser = argparse.ArgumentParser("components.lib.train", add_help=False)
     parser.add_argument("--help", "-h", action="store_true")
@@ -82,10 +82,10 @@ def parse(arguments: Sequence[str]) -> DiffusionTrainingConfig | TokenizerTraini
     return config
 
 
-def _help(factory: str, config: DiffusionTrainingConfig | TokenizerTrainingConfig) -> str:
+def _help(factory: str, config: TrainConfig) -> str:
     names = "\n".join(
         f"  {name}\n      {(function.__doc__ or '').splitlines()[0]}"
-        for name, function in FACTORIES.items()
+        for name, function in recipes().items()
     )
     return (
         "usage: torchrun … -m components.lib.train --yes --factory NAME group.field=value …\n\n"

@@ -33,7 +33,7 @@ from components.lib.train.parallel.gradients import (
 )
 from components.lib.train.parallel.layout import ParallelLayout, global_view, local_part
 from components.lib.train.schedule import learning_rate
-from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+from components.lib.train.settings.config import TrainConfig
 from components.lib.train.tasks.task import TrainingTask
 
 # Dense bf16 peak of one device, FLOP/s, by a part of its name.
@@ -45,7 +45,7 @@ class Engine:
 
     def __init__(
         self,
-        config: DiffusionTrainingConfig | TokenizerTrainingConfig,
+        config: TrainConfig,
         layout: ParallelLayout,
         task: TrainingTask,
     ) -> None:
@@ -294,9 +294,7 @@ class Engine:
             self.optimizer.state[parameter]["step"].fill_(float(self.step))
 
 
-def _micro_steps(
-    config: DiffusionTrainingConfig | TokenizerTrainingConfig, layout: ParallelLayout
-) -> int:
+def _micro_steps(config: TrainConfig, layout: ParallelLayout) -> int:
     wanted, per_pass = config.data.global_batch_size, config.data.micro_batch_size * layout.dp
     if wanted == 0:
         return config.trainer.accumulate_grad_batches
@@ -308,9 +306,7 @@ def _micro_steps(
     return wanted // per_pass
 
 
-def _adamw(
-    config: DiffusionTrainingConfig | TokenizerTrainingConfig, parameters: dict[str, nn.Parameter]
-) -> torch.optim.AdamW:
+def _adamw(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.AdamW:
     settings = config.optim.config
     # One group per mesh: the fused kernels take lists of tensors that share one.
     groups: dict[tuple[bool, int], dict[str, Any]] = {}

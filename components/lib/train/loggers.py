@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from components.lib.run_files import METRICS
 from components.lib.train.settings.config import LogConfig
 
 Sink = Callable[[int, str, Mapping[str, float]], None]
@@ -21,7 +22,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, sinks: Sequence[Sink] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         self.sinks = tuple(sinks)
         self._lines: list[str] = []
         self.path.write_text("")

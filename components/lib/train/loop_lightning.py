@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from components.lib.train.loggers import Sink, wandb_project
 from components.lib.train.parallel.layout import ParallelLayout
 from components.lib.train.session import Session
-from components.lib.train.setup import AnyConfig
+from components.lib.train.settings.config import TrainConfig
 
 
 class CoreStrategy(ModelParallelStrategy):
@@ -106,7 +106,7 @@ class _Steps(IterableDataset[int]):
 class LightningLoop:
     """Trainer and exp_manager of one run."""
 
-    def __init__(self, config: AnyConfig, layout: ParallelLayout) -> None:
+    def __init__(self, config: TrainConfig, layout: ParallelLayout) -> None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.trainer = Trainer(
             accelerator="gpu" if layout.device.type == "cuda" else "cpu",
@@ -146,7 +146,7 @@ class LightningLoop:
             logger.log_metrics({f"{split}/{name}": v for name, v in values.items()}, step=step)
 
 
-def _exp_manager(trainer: Trainer, config: AnyConfig) -> None:
+def _exp_manager(trainer: Trainer, config: TrainConfig) -> None:
     from nemo.utils import logging as nemo_logging
     from nemo.utils.exp_manager import exp_manager
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from components.lib.train.loggers import Sink, TensorBoard, Wandb
 from components.lib.train.parallel.layout import ParallelLayout
 from components.lib.train.session import Session
-from components.lib.train.setup import AnyConfig
+from components.lib.train.settings.config import TrainConfig
 
 
 class PlainLoop:
     """Steps and nothing else, with loggers of its own."""
 
-    def __init__(self, config: AnyConfig, layout: ParallelLayout) -> None:
+    def __init__(self, config: TrainConfig, layout: ParallelLayout) -> None:
         self._loggers: list[TensorBoard | Wandb] = []
         folder = Path(config.log.log_dir) / "logs"
         if layout.is_main:

@@ -10,12 +10,12 @@ import torch
 
 from components.lib.contract import UserError
 from components.lib.cosmos.compiler import has_compiler
-from components.lib.train import EXIT_RESUME
+from components.lib.run_files import EXIT_RESUME
 from components.lib.train.loggers import Sink
 from components.lib.train.parallel.layout import ParallelLayout, start_processes, stop_processes
 from components.lib.train.session import Preempted, Session
 from components.lib.train.settings.auto_layout import describe_choices, resolve_layout
-from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+from components.lib.train.settings.config import TrainConfig
 from components.lib.train.setup import build_engine, open_store
 
 
@@ -34,9 +34,7 @@ class Loop(Protocol):
 log = logging.getLogger("cosmos.train")
 
 
-def make_loop(
-    config: DiffusionTrainingConfig | TokenizerTrainingConfig, layout: ParallelLayout
-) -> Loop:
+def make_loop(config: TrainConfig, layout: ParallelLayout) -> Loop:
     """The loop that ``trainer.engine`` names. Lightning and NeMo are imported only if wanted."""
     if config.trainer.engine == "lightning":
         from components.lib.train.loop_lightning import LightningLoop
@@ -47,7 +45,7 @@ def make_loop(
     return PlainLoop(config, layout)
 
 
-def train(config: DiffusionTrainingConfig | TokenizerTrainingConfig) -> int:
+def train(config: TrainConfig) -> int:
     """Train and export. Returns the exit code: 0, or EXIT_RESUME after SIGTERM.
 
     Raises UserError, also when a GPU's memory does not suffice.
@@ -55,9 +53,7 @@ def train(config: DiffusionTrainingConfig | TokenizerTrainingConfig) -> int:
     # FSDP2 warns that the DiT returns a view; nothing here changes an output in place.
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     config = resolve_layout(config)
-    layout = start_processes(
-        config.trainer, model_parallel=isinstance(config, DiffusionTrainingConfig)
-    )
+    layout = start_processes(config.trainer, model_parallel=config.model_parallel)
     try:
         code = _train(config, layout)
     except torch.OutOfMemoryError as error:
@@ -67,9 +63,7 @@ def train(config: DiffusionTrainingConfig | TokenizerTrainingConfig) -> int:
     return code
 
 
-def _train(
-    config: DiffusionTrainingConfig | TokenizerTrainingConfig, layout: ParallelLayout
-) -> int:
+def _train(config: TrainConfig, layout: ParallelLayout) -> int:
     if config.trainer.compile and not has_compiler(layout.device.type):
         raise UserError(
             "trainer.compile=true needs Python's headers and a C compiler (gcc, or what CC names; "
@@ -97,33 +91,10 @@ def _train(
     return 0
 
 
-def memory_advice(
-    config: DiffusionTrainingConfig | TokenizerTrainingConfig,
-    layout: ParallelLayout,
-    allocator: str,
-) -> str:
+def memory_advice(config: TrainConfig, layout: ParallelLayout, allocator: str) -> str:
     """What to change when memory has run out, the cheapest first. ``allocator``: its message."""
-    trainer, data = config.trainer, config.data
-    advice = []
-    if data.micro_batch_size > 1:
-        advice.append(f"data.micro_batch_size=1 (now {data.micro_batch_size})")
-    if isinstance(config, DiffusionTrainingConfig):
-        if trainer.recompute == "auto":
-            advice.append(f"trainer.recompute_memory below {trainer.recompute_memory:g}")
-        if trainer.recompute != "full":
-            advice.append(f"trainer.recompute=full (now {trainer.recompute})")
-        if trainer.optimizer_state != "host":
-            advice.append(f"trainer.optimizer_state=host (now {trainer.optimizer_state})")
-        if not config.model.lora.rank:
-            advice.append("model.lora.rank=16, which trains far fewer weights")
-        tp = trainer.strategy.tensor_model_parallel_size
-        advice.append(f"trainer.strategy.tensor_model_parallel_size above {tp} on more GPUs")
-    else:
-        clip = config.data.task_encoder
-        advice.append(f"data.task_encoder.crop_height below {clip.crop_height}")
-        advice.append(f"data.task_encoder.temporal_crop below {clip.temporal_crop}")
     asked = ". ".join(allocator.splitlines()[0].split(". ")[:2]).rstrip(".")
     return (
         f"Rank {layout.rank} ran out of GPU memory ({asked}). Start again with one of: "
-        f"{'; '.join(advice)}."
+        f"{'; '.join(config.memory_advice())}."
     )

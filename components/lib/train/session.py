@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import torch.distributed as dist
 
 from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
+from components.lib.run_files import RESULT, SETTINGS
 from components.lib.store import ObjectStore
 from components.lib.train.checkpoint.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
 from components.lib.train.checkpoint.storage import (
@@ -32,11 +34,12 @@ from components.lib.train.checkpoint.storage import (
 from components.lib.train.engine import Engine
 from components.lib.train.loggers import MetricsLog, Sink
 from components.lib.train.parallel.weights import gather_weights
-from components.lib.train.setup import AnyConfig, local_rank, versions
+from components.lib.train.settings.config import TrainConfig
+from components.lib.train.setup import versions
+from components.lib.train.starting import local_rank
+from components.lib.training_progress import PROGRESS_VARIABLE, TrainingProgress
 
 log = logging.getLogger("cosmos.train")
-SETTINGS = "settings.json"
-RESULT = "run.json"
 
 
 class Preempted(Exception):
@@ -48,7 +51,7 @@ class Session:
 
     def __init__(
         self,
-        config: AnyConfig,
+        config: TrainConfig,
         engine: Engine,
         store: ObjectStore | None,
         sinks: Sequence[Sink] = (),
@@ -148,8 +151,8 @@ class Session:
 
     def _resume(self) -> None:
         folder, damage = "", ""
-        while (found := self.checkpoints.newest(before=folder)) is not None:
-            folder, manifest = found
+        while (newest := self.checkpoints.newest(before=folder)) is not None:
+            folder, manifest = newest
             began = time.monotonic()
             try:
                 text = self._read(folder, manifest)
@@ -182,15 +185,15 @@ class Session:
 
     def _take_best(self) -> int:
         """Put the weights of the best checkpoint in place. Returns its step."""
-        found = self.checkpoints.best()
-        if found is None:
+        best = self.checkpoints.best()
+        if best is None:
             if self.layout.is_main:
                 log.warning(
                     "no checkpoint fell on a validation, so the last weights become the model: "
                     "make log.ckpt.every_n_train_steps a multiple of trainer.val_check_interval"
                 )
             return self.engine.step
-        folder, manifest = found
+        folder, manifest = best
         step = int(manifest.state["step"])
         if step != self.engine.step:
             try:
@@ -212,7 +215,11 @@ class Session:
         self.metrics.write(step, "train", values)
         done = step - self._first_step
         left = (time.monotonic() - self._began) / max(done, 1) * (self.max_steps - step)
-        log.info("step %d/%d, loss %.4f, %.0f s left", step, self.max_steps, values["loss"], left)
+        progress = TrainingProgress(
+            step=step, max_steps=self.max_steps, loss=values["loss"], eta_seconds=round(left, 1)
+        )
+        asked = PROGRESS_VARIABLE in os.environ
+        log.info("%s", progress.line() if asked else progress.words())
 
     def _validate(self) -> None:
         step = self.engine.step

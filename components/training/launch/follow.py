@@ -7,65 +7,19 @@ timestamp and skips those already shown, so that nothing is shown twice and noth
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from components.lib.contract import Frozen
 from components.lib.logs import LINE_MARK
+from components.lib.training_progress import TrainingProgress, parse_progress
 from components.training.launch.interface import Backend
 from components.training.launch.kube import ApiError, Cluster
 
 _KEPT = 200
 _CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
-_STEP = re.compile(r"\bstep[s:=]*\s*(\d+)(?:\s*/\s*(\d+))?|(\d+)\s*/\s*(\d+)\s+steps?\b", re.I)
-_LOSS = re.compile(r"\bloss[=:\s]+([-+.\deE]+)", re.I)
-_ETA = re.compile(r"([\d.]+)\s*s\s+left|\beta[=:\s]+([\d.]+)\s*s?", re.I)
-
-
-class TrainingProgress(Frozen):
-    """How far training is, as read from rank 0's lines."""
-
-    step: int
-    max_steps: int | None = None
-    loss: float | None = None
-    eta_seconds: float | None = None
-
-
-def parse_progress(line: str) -> TrainingProgress | None:
-    """Progress from a line: a JSON object with ``step``, or words such as "step 3/10, loss 0.2"."""
-    if "{" in line:
-        try:
-            record = json.loads(line[line.index("{") :])
-        except ValueError:
-            record = None
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            return TrainingProgress(
-                step=record["step"],
-                max_steps=record.get("max_steps"),
-                loss=record.get("loss"),
-                eta_seconds=record.get("eta_seconds"),
-            )
-    match = _STEP.search(line)
-    loss, eta = _LOSS.search(line), _ETA.search(line)
-    if match is None or (loss is None and eta is None):
-        return None
-    return TrainingProgress(
-        step=int(match[1] or match[3]),
-        max_steps=int(match[2] or match[4]) if match[2] or match[4] else None,
-        loss=_number(loss[1]) if loss else None,
-        eta_seconds=_number(eta[1] or eta[2]) if eta else None,
-    )
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text.rstrip(".,"))
-    except ValueError:
-        return None
 
 
 class LogFollower:
@@ -128,9 +82,10 @@ class LogFollower:
     def _take(self, text: str) -> None:
         # The ranks' own lines carry a mark and a clock; this step's log adds its own.
         text = _CLOCK.sub("", text.rstrip().rpartition(LINE_MARK)[2])
+        if progress := parse_progress(text):
+            self.progress, text = progress, progress.words()
         if text:
             self.tail.append(text)
-            self.progress = parse_progress(text) or self.progress
             self.show(text)
 
 

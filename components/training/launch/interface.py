@@ -17,19 +17,18 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
-from components.harness.run_notes import RUN_VARIABLE
+from components.lib import environment
 from components.lib.contract import Frozen, Progress
+from components.training.launch.names import RANK_ACCOUNT
 
 RESTART_POLICIES = ("Always", "ExitCode", "Never", "OnFailure")
 PREFIX = "cosmos-pipelines.dev/"
 REQUEST_ANNOTATION = PREFIX + "request"
 PROGRESS_ANNOTATION = PREFIX + "progress"
 RUN_LABEL = PREFIX + "run"
-# RUN_VARIABLE, set on the step's pod, holds the id of the KFP run, by which its jobs are found.
 # Nodes with GPUs carry this taint; the label, of NVIDIA's GPU operator, names the kind of GPU.
 GPU_TAINT = "nvidia.com/gpu"
 GPU_PRODUCT = "nvidia.com/gpu.product"
-GPU_TYPE_VARIABLE = "COSMOS_GPU_TYPE"
 NAME_LABEL = "app.kubernetes.io/name"
 NAME_LIMIT = 46  # leaves room for "-worker-12345" and more in a 63 character host name
 
@@ -92,9 +91,7 @@ class LaunchRequest(Frozen):
     priority_class: str | None = None
     queue: str | None = Field(default=None, description="Kueue LocalQueue that admits the job.")
     scheduler: str | None = Field(default=None, description="Scheduler of the pods (volcano, …).")
-    service_account: str = Field(
-        default="cosmos-trainer", description="ServiceAccount of the ranks."
-    )
+    service_account: str = Field(default=RANK_ACCOUNT, description="ServiceAccount of the ranks.")
     image_pull_secrets: tuple[str, ...] = ()
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     restart_policy: Literal["Always", "ExitCode", "Never", "OnFailure"] = "OnFailure"
@@ -208,7 +205,7 @@ def job_name(address: str) -> str:
 
 def run_labels() -> dict[str, str]:
     """The label that ties a job to the KFP run of this step; empty outside KFP."""
-    run = os.environ.get(RUN_VARIABLE, "")
+    run = os.environ.get(environment.RUN_ID, "")
     return {RUN_LABEL: run} if _LABEL_VALUE.match(run) else {}
 
 

@@ -324,11 +324,11 @@ class _Run:
 
     def _annotate(self, *, at_once: bool = False) -> None:
         """Progress as an annotation of the job, for `cosmos-pipelines status` and others."""
-        found = self.follower.progress
+        progress = self.follower.progress
         now = time.monotonic()
-        if found is None or (not at_once and now - self.annotated_at < self.timing.annotate_s):
+        if progress is None or (not at_once and now - self.annotated_at < self.timing.annotate_s):
             return
-        value = found.model_dump_json(exclude_none=True)
+        value = progress.model_dump_json(exclude_none=True)
         if value == self.annotated:
             return
         self.annotated, self.annotated_at = value, now

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.lib.training_progress import PROGRESS_VARIABLE
 from components.training.launch.interface import LaunchRequest
 
 USER = 10001
 _FIXED_ENV = {
+    PROGRESS_VARIABLE: "1",
     "HOME": "/tmp",  # noqa: S108 - an emptyDir of this pod alone
     "HF_HUB_OFFLINE": "1",  # ranks read from the store; nothing may wait for the internet
     "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",  # noqa: S108

@@ -21,11 +21,10 @@ from typing import Any
 
 from components.lib.contract import Progress, ProgressTask, UserError
 from components.lib.logs import LINE_MARK
-from components.training.launch.follow import parse_progress
+from components.lib.run_files import EXIT_RESUME
+from components.lib.training_progress import PROGRESS_VARIABLE, parse_progress
 from components.training.launch.interface import LaunchRequest
 
-# The ranks' exit code for "a checkpoint is written, start me again" (EX_TEMPFAIL).
-EXIT_RESUME = 75
 _KEPT = 400
 _PR_SET_PDEATHSIG = 1
 _CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
@@ -54,7 +53,12 @@ def launch(request: LaunchRequest, progress: Progress) -> None:
     """
     process = subprocess.Popen(
         torchrun_command(request),
-        env={**os.environ, "OMP_NUM_THREADS": _threads(request), **request.env},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": _threads(request),
+            PROGRESS_VARIABLE: "1",
+            **request.env,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -115,10 +119,10 @@ def _follow(process: subprocess.Popen[str], tail: deque[str], progress: Progress
             line = raw.rstrip()
             ours = LINE_MARK in line
             text = _CLOCK.sub("", line.split(LINE_MARK, 1)[1]) if ours else line
-            tail.append(text)
+            at = parse_progress(text) if ours else None
+            tail.append(at.words() if at else text)
             if not ours:
                 continue
-            at = parse_progress(text)
             if at is None or at.max_steps is None:
                 progress.log(text)
                 continue
@@ -126,7 +130,7 @@ def _follow(process: subprocess.Popen[str], tail: deque[str], progress: Progress
                 done = at.step - 1
                 left = at.max_steps - done
                 task = stack.enter_context(progress.task("training", left, "steps"))
-            task.advance(at.step - done, f"step {at.step}/{at.max_steps}, loss {at.loss}")
+            task.advance(at.step - done, at.words())
             done = at.step
 
 

@@ -18,6 +18,7 @@ from components.training.launch.interface import (
     LaunchRequest,
     run_labels,
 )
+from components.training.launch.kinds import JOB_KINDS
 from components.training.launch.pods import pod_labels, pod_spec
 
 _LABEL = "training.kubeflow.org/"
@@ -27,9 +28,7 @@ class PyTorchJob:
     """The `Backend` for kubeflow.org/v1."""
 
     kind = "PyTorchJob"
-    group = "kubeflow.org"
-    version = "v1"
-    plural = "pytorchjobs"
+    group, version, plural = JOB_KINDS["pytorchjob"].path
     container = "pytorch"
 
     def body(self, request: LaunchRequest) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from components.lib.contract import Progress, UserError
 from components.training.launch import pods
 from components.training.launch.interface import JobStatus, LaunchRequest
+from components.training.launch.kinds import JOB_KINDS
 from components.training.launch.pytorchjob import metadata
 
 _REPLICATED_JOB = "node"
@@ -34,9 +35,7 @@ class TrainJob:
     """The `Backend` for trainer.kubeflow.org/v1alpha1."""
 
     kind = "TrainJob"
-    group = "trainer.kubeflow.org"
-    version = "v1alpha1"
-    plural = "trainjobs"
+    group, version, plural = JOB_KINDS["trainjob"].path
     container = "node"
 
     def body(self, request: LaunchRequest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.diffusion.edm import edm_loss
 from components.lib.cosmos.dit.attention import AttentionBackend, choose
 from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, DiTConfig, configure_blocks
@@ -137,8 +138,7 @@ def check_parity(device: str = "cuda", attention: AttentionBackend = "auto") -> 
             latent.to(place),
             torch.tensor([0.7], device=place),
             noise.to(place),
-            text.to(place),
-            fps=torch.tensor([24.0], device=place),
+            Conditions(text, torch.tensor([24.0])).to(place),
         ).loss
         loss.backward()
         grad = model.get_parameter("blocks.block0.blocks.0.block.attn.to_q.0.weight").grad

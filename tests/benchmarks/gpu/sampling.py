@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 import torch
 
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.diffusion.sampling import SamplingConfig
 from components.lib.cosmos.diffusion.text import TextEncoder
 from components.lib.cosmos.diffusion.text_to_video import (
@@ -120,7 +121,7 @@ def check_parity(attention: AttentionBackend) -> str:
     """
     torch.manual_seed(0)
     config = DIT_PRESETS["tiny"].model_copy(update={"hidden": 512, "heads": 4, "ffn": 2048})
-    words = torch.randn(1, 512, config.text_dim)
+    conditions = Conditions(torch.randn(1, 512, config.text_dim), torch.tensor([24.0]))
     weights, _, _ = initial_tokenizer(TOKENIZER_PRESETS["tiny-cv"], 0)
     latents, films = [], []
     for device, dtype in (("cpu", torch.float32), ("cpu", torch.bfloat16), (DEVICE, DTYPE)):
@@ -129,7 +130,7 @@ def check_parity(attention: AttentionBackend) -> str:
         configure_blocks(model, compile_blocks=device == "cuda", attention=kernel)
         steps = SamplingConfig(steps=4)
         with torch.no_grad():
-            latent = sample_latent(model, words, None, (1, 16, 3, 16, 16), 24.0, steps)
+            latent = sample_latent(model, conditions, None, (1, 16, 3, 16, 16), steps)
         tokenizer = CosmosTokenizer(TOKENIZER_PRESETS["tiny-cv"]).eval()
         tokenizer.load_state_dict(weights)
         latents.append(latent.cpu())
@@ -225,11 +226,11 @@ def one_evaluation(attention: AttentionBackend) -> Row:
     config = DIT_PRESETS[MODEL]
     x = torch.randn(1, 16, *GRID, device=DEVICE)
     words = torch.randn(1, 512, config.text_dim, device=DEVICE)
-    fps = torch.tensor([24.0], device=DEVICE)
+    conditions = Conditions(words, torch.tensor([24.0], device=DEVICE))
 
     @torch.no_grad()
     def work() -> object:
-        return model(x, torch.zeros(1, device=DEVICE), words, fps=fps)
+        return model(x, torch.zeros(1, device=DEVICE), conditions)
 
     elapsed = milliseconds(work, repeats=3)
     share = dit_forward_flops(config, TOKENS) / elapsed * 1e3 / PEAK_BF16

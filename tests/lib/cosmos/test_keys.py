@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from components.lib.contract import UserError
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.describe import Clip, describe, find_model, render
 from components.lib.cosmos.dit.network import DIT_PRESETS, DiT, configure_blocks
 from components.lib.cosmos.flops import (
@@ -160,7 +161,8 @@ def test_dit_flops_equal_what_torch_counts_in_the_blocks() -> None:
     configure_blocks(model, attention="math")  # torch does not count its CPU attention kernel
     tokens = 3 * 4 * 6
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 16, 3, 8, 12), torch.zeros(1), torch.zeros(1, 512, 64))
+        conditions = Conditions(torch.zeros(1, 512, 64))
+        model(torch.zeros(1, 16, 3, 8, 12), torch.zeros(1), conditions)
     blocks = sum(
         sum(counts.values())
         for name, counts in counter.get_flop_counts().items()

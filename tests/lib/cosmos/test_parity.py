@@ -25,6 +25,7 @@ from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from components.lib.cosmos.conditions import Conditions, over_latent
 from components.lib.cosmos.dit.block import Checkpointing
 from components.lib.cosmos.dit.network import (
     DIT_PRESETS,
@@ -32,7 +33,7 @@ from components.lib.cosmos.dit.network import (
     DiTConfig,
     configure_blocks,
     tp_partial_gradient_names,
-    tp_shard_dim,
+    tp_shard_dims,
 )
 from components.lib.cosmos.tokenizer.network import (
     TOKENIZER_PRESETS,
@@ -126,14 +127,13 @@ def dit_inputs(
         "target": randn(batch, config.latent_channels, *size),
     }
     if config.condition_mask:
-        inputs["condition_mask"] = (randn(batch, 1, frames, 1, 1) > 0).float()
+        inputs["shown_frames"] = (randn(batch, frames) > 0).float()
     return inputs
 
 
 def run_oracle(model: CosmosTransformer3DModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    mask = inputs.get("condition_mask")
-    if mask is not None:
-        mask = mask.expand(-1, -1, *inputs["x"].shape[2:])
+    shown = inputs.get("shown_frames")
+    mask = None if shown is None else over_latent(shown, inputs["x"])
     # the oracle repeats the mask over the batch, so it takes the mask of one sample
     out = model(
         inputs["x"],
@@ -148,8 +148,7 @@ def run_oracle(model: CosmosTransformer3DModel, inputs: dict[str, torch.Tensor])
 
 
 def run_ours(model: DiT, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    arguments = {name: value for name, value in inputs.items() if name != "target"}
-    out = model(**arguments)
+    out = model(inputs["x"], inputs["c_noise"], Conditions.of_batch(inputs))
     ((out - inputs["target"]) ** 2).mean().backward()
     return out.detach()
 
@@ -179,8 +178,10 @@ def worst_difference(
     names = {name: diffusers_name(name) for name, _ in ours.named_parameters()}
     assert sorted(names.values()) == sorted(theirs)
 
+    dims = tp_shard_dims(ours)
+
     def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        dim = tp_shard_dim(name)
+        dim = dims.get(name)
         return tensor if dim is None else tensor.chunk(parallel.size, dim)[parallel.rank]
 
     with torch.no_grad():
@@ -289,8 +290,9 @@ def one_rank(report: Path, rank: int) -> None:
     # a fresh model is the same model in every layout
     whole = load_file(report.parent / "fresh.safetensors")
     fresh = DiT(SMALL)
+    dims = tp_shard_dims(fresh)
     for name, value in fresh.state_dict().items():
-        dim = tp_shard_dim(name)
+        dim = dims.get(name)
         wanted = whole[name] if dim is None else whole[name].chunk(2, dim)[dist.get_rank()]
         assert torch.equal(value, wanted), name
     cases = []

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.lib.contract import UserError
+from components.lib.cosmos.conditions import Conditions
 from components.lib.shards.latents import ClipInfo, latent_parts, parse_latent, prompt_digest
 
 INFO = ClipInfo(
@@ -35,10 +36,23 @@ INFO = ClipInfo(
 @given(shape=st.tuples(*[st.integers(1, 5)] * 4), seed=st.integers(0, 99))
 def test_latents_come_back_bit_for_bit(shape: tuple[int, ...], seed: int) -> None:
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-    found, info = parse_latent(latent_parts(latent, INFO))
+    found, info, conditions = parse_latent(latent_parts(latent, INFO))
+    assert conditions == {}
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, latent)
     assert info == INFO
+
+
+def test_what_a_model_is_shown_comes_back_with_its_latent() -> None:
+    latent, text = torch.randn(16, 2, 4, 4).bfloat16(), torch.randn(512, 8).bfloat16()
+    shown = {"text": text, "shown_frames": torch.tensor([1.0, 0.0])}
+    sample = parse_latent(latent_parts(latent, INFO, shown))
+    assert torch.equal(sample.latent, latent)
+    assert list(sample.conditions) == sorted(shown)
+    for name, tensor in shown.items():
+        assert torch.equal(sample.conditions[name], tensor)
+    batch = {name: tensor[None] for name, tensor in sample.conditions.items()}
+    assert torch.equal(Conditions.of_batch({**batch, "latent": latent[None]}).text[0], text)
 
 
 def test_equal_samples_have_equal_bytes() -> None:

@@ -194,10 +194,10 @@ def test_parts_of_uploads_that_were_killed_are_dropped(tmp_path: Path) -> None:
         digest = hashlib.sha256(body).hexdigest()
         query = {"partNumber": "1", "uploadId": upload}
         session.put("s3://cosmos/x", body, digest, {}, query)
-        assert len(session.client._list_multipart_uploads("cosmos").uploads) == 1
+        assert len(session.client.unfinished_uploads("cosmos")) == 1
     with EmbeddedStore(tmp_path) as server:
         client = server.client().session.client
-        assert client._list_multipart_uploads("cosmos").uploads == []
+        assert client.unfinished_uploads("cosmos") == []
         assert server.client().stat("s3://cosmos/x") is None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from components.lib.contract import UserError
+from components.lib.training_progress import TrainingProgress
 from components.training.launch.job import run_job
 from components.training.launch.pytorchjob import PyTorchJob
 
@@ -98,7 +99,7 @@ def test_a_dropped_log_stream_loses_and_repeats_nothing(
 
 def test_an_annotation_that_is_refused_does_not_stop_training(launch: Any, kubernetes: Any) -> None:
     def run(name: Any) -> None:
-        kubernetes.log(f"{name}-master-0", "step 1, loss 0.5")
+        kubernetes.log(f"{name}-master-0", TrainingProgress(step=1, loss=0.5).line())
         succeed(kubernetes, name)
 
     kubernetes.on_create(run)

@@ -8,6 +8,7 @@ import pytest
 
 from components.lib.contract import UserError
 from components.lib.logs import LINE_MARK
+from components.lib.training_progress import TrainingProgress
 from components.training.launch import explain
 from components.training.launch.interface import PROGRESS_ANNOTATION
 from components.training.launch.job import run_job
@@ -40,6 +41,9 @@ def terminated(code: Any, reason: Any = "Error", finished: Any = "2026-01-01T00:
     return {"terminated": {"exitCode": code, "reason": reason, "finishedAt": finished}}
 
 
+AT_3 = TrainingProgress(step=3, max_steps=10, loss=0.5, eta_seconds=70)
+
+
 def container(state: Any, restarts: Any = 0, **more: Any) -> Any:
     return [{"name": "pytorch", "image": "i", "state": state, "restartCount": restarts, **more}]
 
@@ -47,9 +51,7 @@ def container(state: Any, restarts: Any = 0, **more: Any) -> Any:
 def test_success_streams_rank_0_and_records_progress(
     launch: Any, kubernetes: Any, lines: Any, request_: Any
 ) -> None:
-    kubernetes.on_create(
-        lambda name: succeed(kubernetes, name, "loading", "step 3/10, loss 0.5, 70 s left")
-    )
+    kubernetes.on_create(lambda name: succeed(kubernetes, name, "loading", AT_3.line()))
     launch()
     assert lines.lines.count("loading") == 1
     assert lines.lines.count("step 3/10, loss 0.5, 70 s left") == 1

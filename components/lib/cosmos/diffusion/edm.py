@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from components.lib.contract import Frozen
+from components.lib.cosmos.conditions import Conditions, over_latent
 
-Network = Callable[..., Tensor]
+#: The network F: (c_in x, c_noise [B], conditions) -> what D is made of.
+Network = Callable[[Tensor, Tensor, Conditions], Tensor]
 
 SIGMA_DATA = 0.5
 #: Noise on the conditioning frames of Video2World, as in the reference's effective settings.
@@ -62,23 +64,13 @@ def denoise(
     model: Network,
     x: Tensor,
     sigma: Tensor,
-    text: Tensor,
-    fps: Tensor | None = None,
-    padding_mask: Tensor | None = None,
-    condition_mask: Tensor | None = None,
+    conditions: Conditions,
     sigma_data: float = SIGMA_DATA,
 ) -> Tensor:
     """D(x; σ), fp32 [B, 16, T, H, W]. ``x`` is clean + σ · noise; ``sigma`` [B]."""
     scaling = preconditioning(_wide(sigma.float(), x), sigma_data)
     x = x.float()
-    raw = model(
-        scaling.into * x,
-        scaling.noise.flatten(),
-        text,
-        fps=fps,
-        padding_mask=padding_mask,
-        condition_mask=condition_mask,
-    )
+    raw = model(scaling.into * x, scaling.noise.flatten(), conditions)
     return scaling.skip * x + scaling.out * raw.float()
 
 
@@ -112,17 +104,14 @@ def edm_loss(
     latent: Tensor,
     sigma: Tensor,
     noise: Tensor,
-    text: Tensor,
-    fps: Tensor | None = None,
-    padding_mask: Tensor | None = None,
-    condition_frames: Tensor | None = None,
+    conditions: Conditions,
     sigma_data: float = SIGMA_DATA,
 ) -> EDMLoss:
     """The published training loss on normalised latents [B, 16, T, H, W].
 
-    ``noise`` is standard normal, shaped like the latent; ``sigma`` [B]. For Video2World
-    ``condition_frames`` [B] says how many leading latent frames the model is shown; they carry no
-    loss, but count in the mean, as in the reference. A perfect guess of the mean scores about 1.
+    ``noise`` is standard normal, shaped like the latent; ``sigma`` [B]. The frames that a
+    Video2World model is shown carry no loss, but count in the mean, as in the reference. A perfect
+    guess of the mean scores about 1.
     """
     clean = sigma_data * latent.float()
     noise = noise.float()
@@ -130,17 +119,10 @@ def edm_loss(
     scaling = preconditioning(wide, sigma_data)
     x = clean + wide * noise
     mask = None
-    if condition_frames is not None:
-        mask = frame_mask(condition_frames, latent)
+    if conditions.shown_frames is not None:
+        mask = over_latent(conditions.shown_frames, latent)
         x = show_condition(x, clean, noise, wide, mask, sigma_data)
-    raw = model(
-        scaling.into * x,
-        scaling.noise.flatten(),
-        text,
-        fps=fps,
-        padding_mask=padding_mask,
-        condition_mask=mask,
-    )
+    raw = model(scaling.into * x, scaling.noise.flatten(), conditions)
     root = (wide**2 + sigma_data**2).rsqrt()
     target = (wide * clean - sigma_data**2 * noise) * root / sigma_data
     error = (raw.float() - target) ** 2
@@ -148,14 +130,6 @@ def edm_loss(
         error = error * (1 - mask)
     per_sample = error.flatten(1).mean(1)
     return EDMLoss(per_sample.mean(), per_sample.detach())
-
-
-def frame_mask(condition_frames: Tensor, latent: Tensor) -> Tensor:
-    """fp32 [B, 1, T, H, W]: 1 on the leading frames that the model is shown."""
-    batch, _, frames, height, width = latent.shape
-    index = torch.arange(frames, device=latent.device)
-    shown = (index[None] < condition_frames.to(latent.device)[:, None]).float()
-    return shown[:, None, :, None, None].expand(batch, 1, frames, height, width)
 
 
 def show_condition(

@@ -22,6 +22,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from components.lib.contract import Frozen
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.diffusion.edm import SIGMA_DATA, Network, denoise
 
 Denoiser = Callable[[Tensor, float], Tensor]
@@ -62,25 +63,24 @@ def initial_noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 def guided_denoiser(
     model: Network,
-    text: Tensor,
-    unconditional: Tensor | None,
+    conditions: Conditions,
+    negative_text: Tensor | None,
     guidance: float,
-    fps: Tensor | None,
     sigma_data: float = SIGMA_DATA,
 ) -> Denoiser:
-    """D with guidance. ``text`` [B, L, D]; ``unconditional`` like it, or None for zero rows.
+    """D with guidance. ``negative_text`` is like the conditions' text, or None for zero rows.
 
     The two branches run one after the other: at the published sizes a batch of two is no faster
     and needs twice the memory.
     """
-    empty = torch.zeros_like(text) if unconditional is None else unconditional
+    unconditional = conditions.with_text(negative_text)
 
     def evaluate(x: Tensor, sigma: float) -> Tensor:
         level = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-        known = denoise(model, x, level, text, fps=fps, sigma_data=sigma_data)
+        known = denoise(model, x, level, conditions, sigma_data)
         if not guidance:
             return known
-        blank = denoise(model, x, level, empty, fps=fps, sigma_data=sigma_data)
+        blank = denoise(model, x, level, unconditional, sigma_data)
         return known + guidance * (known - blank)
 
     return evaluate

@@ -19,6 +19,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from components.lib.contract import Frozen, Progress, UserError
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.diffusion.sampling import (
     SamplingConfig,
     guided_denoiser,
@@ -73,29 +74,31 @@ def latent_shape(
 
 def sample_latent(
     model: DiT,
-    text: Tensor,
-    unconditional: Tensor | None,
+    conditions: Conditions,
+    negative_text: Tensor | None,
     shape: tuple[int, int, int, int, int],
-    fps: float,
     config: SamplingConfig,
     on_step: Callable[[], None] | None = None,
 ) -> Tensor:
-    """A normalised latent, fp32 on the model's device. ``text`` [1, L, text_dim]."""
+    """A normalised latent of ``shape``, fp32 on the model's device.
+
+    ``negative_text`` is what guidance leads away from: like the conditions' text, or None.
+    """
     if model.config.condition_mask:
         raise UserError("A Video2World model needs frames to go on from; give a Text2World model.")
-    if text.shape[-1] != model.config.text_dim:
+    text_dim = conditions.text.shape[-1]
+    if text_dim != model.config.text_dim:
         raise UserError(
-            f"The text embedding has {text.shape[-1]} numbers a token, the diffusion model takes "
+            f"The text embedding has {text_dim} numbers a token, the diffusion model takes "
             f"{model.config.text_dim}. Use the text encoder that the model was trained with."
         )
     device = model.affline_norm.weight.device
     noise = initial_noise(shape, config.seed).to(device)
     evaluate = guided_denoiser(
         model,
-        text.to(device),
-        None if unconditional is None else unconditional.to(device),
+        conditions.to(device),
+        None if negative_text is None else negative_text.to(device),
         config.guidance,
-        torch.tensor([fps], device=device),
         model.config.sigma_data,
     )
     return sample(evaluate, noise, config, on_step) / model.config.sigma_data
@@ -132,7 +135,8 @@ def make_video(
         embeddings, _ = encoder.encode(prompts)
         del encoder
         _free()
-    text, negative = embeddings[:1], embeddings[1:2] if request.negative_prompt else None
+    conditions = Conditions(text=embeddings[:1], fps=torch.tensor([request.fps]))
+    negative = embeddings[1:2] if request.negative_prompt else None
 
     tokenizer = load_tokenizer()
     model = load_model()
@@ -141,7 +145,7 @@ def make_video(
     device = model.affline_norm.weight.device
     levels = config.steps + (1 if config.solver == "res" else 0)
     with progress.task("denoising", total=levels, unit="steps") as task:
-        latent = sample_latent(model, text, negative, shape, request.fps, config, task.advance)
+        latent = sample_latent(model, conditions, negative, shape, config, task.advance)
     del model
     _free()
     with progress.task("decoding", total=request.frames, unit="frames") as task:

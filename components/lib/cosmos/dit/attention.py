@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy
 
 from components.lib.contract import UserError
 from components.lib.cosmos.dit.flash4 import flash4, usable
+from components.lib.cosmos.torch_private import SDPA_OPS, SUM_OPS, OpOverload
 
 AttentionBackend = Literal["auto", "cudnn", "flash4", "flash", "efficient", "math"]
 
@@ -42,10 +42,7 @@ _KERNELS: dict[AttentionBackend, list[SDPBackend]] = {
 
 #: The operators whose outputs selective checkpointing keeps, on every device and backend.
 ATTENTION_OPS = [
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    *SDPA_OPS,
     torch.ops.cosmos.flash4.default,
 ]
 
@@ -61,10 +58,6 @@ PRODUCT_OPS = [
 #: And the product with which each part of a block ends (`gated_linear`), for the next part's norm;
 #: under tensor parallelism its sum over the ranks instead, so that no communication is repeated.
 LAST_PRODUCT_OPS = [torch.ops.aten.bmm.default]
-SUM_OPS = [
-    torch.ops._c10d_functional.all_reduce.default,
-    torch.ops._c10d_functional.reduce_scatter_tensor.default,
-]
 
 
 def worth_keeping(

@@ -4,7 +4,7 @@ The package writes its kernels in CuTe's Python and compiles them on first use, 
 each head size. Its own autograd function breaks compiled graphs and hides from selective
 checkpointing; PyTorch's prototype that puts it behind ``scaled_dot_product_attention`` expects
 another release of it. So forward and backward are two operators here, with shapes that the compiler
-can follow. The package's two inner functions are used, which newer releases extend at the end only.
+can follow, around the package's two inner functions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from components.lib.cosmos.dit import flash_attn_private
 
 
 def usable() -> str | None:
@@ -36,10 +38,7 @@ def flash4(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     Full attention, no mask. bf16 or fp16 on Hopper or newer; ModuleNotFoundError without the
     package.
     """
-    from flash_attn.cute.interface import _flash_attn_fwd
-
-    out, log_sum_exp, *_ = _flash_attn_fwd(query, key, value, return_lse=True)
-    return out, log_sum_exp
+    return flash_attn_private.forward(query, key, value)
 
 
 @flash4.register_fake
@@ -54,10 +53,8 @@ def flash4_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum_exp: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, contiguous; ``grad`` is like ``out``."""
-    from flash_attn.cute.interface import _flash_attn_bwd
-
-    gradients = _flash_attn_bwd(query, key, value, out, grad.contiguous(), log_sum_exp)
-    grad_query, grad_key, grad_value = (part.contiguous() for part in gradients[:3])
+    gradients = flash_attn_private.backward(query, key, value, out, grad.contiguous(), log_sum_exp)
+    grad_query, grad_key, grad_value = (part.contiguous() for part in gradients)
     return grad_query, grad_key, grad_value
 
 

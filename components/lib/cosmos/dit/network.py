@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.lib.cosmos.conditions import Conditions, over_latent
 from components.lib.cosmos.dit.attention import AttentionBackend
 from components.lib.cosmos.dit.block import (
     Attention,
@@ -37,7 +38,7 @@ __all__ = [
     "configure_blocks",
     "initialise",
     "tp_partial_gradient_names",
-    "tp_shard_dim",
+    "tp_shard_dims",
 ]
 
 
@@ -96,7 +97,7 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """F(c_in · x_t, c_noise, text, …) of the EDM formulation (see `edm.denoise`).
+    """F(c_in · x_t, c_noise, conditions) of the EDM formulation (see `edm.denoise`).
 
     ``sequence_parallel`` takes effect inside a tensor-parallel group. ``seed`` draws the initial
     weights, the same in every layout; None (or the meta device) leaves them unset for loading.
@@ -124,54 +125,51 @@ class DiT(nn.Module):
         self,
         x: Tensor,
         c_noise: Tensor,
-        text: Tensor,
-        fps: Tensor | None = None,
-        padding_mask: Tensor | None = None,
-        condition_mask: Tensor | None = None,
+        conditions: Conditions,
     ) -> Tensor:
         """The raw network output, [B, latent channels, T, H, W] in the parameters' dtype.
 
-        ``x`` [B, 16, T, H, W]; ``c_noise`` [B] (¼ ln σ); ``text`` [B, L, text_dim];
-        ``fps`` [B]; ``padding_mask`` [B, 1, height, width] in pixels, 1 where the picture is
-        padding (None: no padding); ``condition_mask`` [B, 1, T, H, W], Video2World only.
-        ValueError when the latent does not fit the model.
+        ``x`` [B, 16, T, H, W]; ``c_noise`` [B] (¼ ln σ). Without a padding mask nothing is
+        padding; ``shown_frames`` are for Video2World, and needed there. ValueError when the latent
+        or the conditions do not fit the model.
         """
         dtype = self.x_embedder.dtype
         batch, _, frames, height, width = x.shape
         grid = self.config.grid(frames, height, width)
         tokens = math.prod(grid)
-        inputs = self._channels(x.to(dtype), padding_mask, condition_mask)
+        inputs = self._channels(x.to(dtype), conditions)
         local = self.parallel.local
         hidden = self.x_embedder.proj[1](local(self.x_embedder.patches(inputs)))
         positions = local(self.extra_pos_embedder(grid))
-        rotary = rotary_angles(self.config, self.pos_embedder.seq, grid, fps, batch)
+        rotary = rotary_angles(self.config, self.pos_embedder.seq, grid, conditions.fps, batch)
         wave = sinusoid(c_noise.reshape(-1), self.config.hidden).to(dtype)
         shared = self.t_embedder[1](wave)
         noise = self.affline_norm(wave)
-        memory = text.to(dtype).transpose(0, 1)
+        memory = conditions.text.to(dtype).transpose(0, 1)
         for block in self.blocks.values():
             hidden = block(hidden, positions, noise, shared, memory, rotary, tokens)
         out = self.final_layer(hidden, noise, shared)
         return self._unpatch(self.parallel.collect(out, tokens), grid)
 
-    def _channels(
-        self, x: Tensor, padding_mask: Tensor | None, condition_mask: Tensor | None
-    ) -> Tensor:
+    def _channels(self, x: Tensor, conditions: Conditions) -> Tensor:
+        """The input of the patch embedding: latent, shown frames, padding, in published order."""
         batch, channels, frames, height, width = x.shape
         if channels != self.config.latent_channels:
             raise ValueError(
                 f"the latent has {channels} channels, the model takes {self.config.latent_channels}"
             )
-        if self.config.condition_mask != (condition_mask is not None):
+        shown = conditions.shown_frames
+        if self.config.condition_mask != (shown is not None):
             need = "needs" if self.config.condition_mask else "does not take"
-            raise ValueError(f"this model {need} a condition mask")
+            raise ValueError(f"this model {need} frames that are shown to it")
         parts = [x]
-        if condition_mask is not None:
-            parts.append(condition_mask.to(x).expand(batch, 1, frames, height, width))
-        if padding_mask is None:
+        if shown is not None:
+            parts.append(over_latent(shown.to(x), x))
+        if conditions.padding_mask is None:
             parts.append(x.new_zeros(1).expand(batch, 1, frames, height, width))
         else:
-            small = F.interpolate(padding_mask.to(x), size=(height, width), mode="nearest")
+            padding = conditions.padding_mask.to(x)
+            small = F.interpolate(padding, size=(height, width), mode="nearest")
             parts.append(small[:, :, None].expand(batch, 1, frames, height, width))
         return torch.cat(parts, dim=1)
 
@@ -221,13 +219,17 @@ def configure_blocks(
             block.compile_ways(compiler)
 
 
-def tp_shard_dim(name: str) -> int | None:
-    """The dimension along which tensor parallelism cuts this parameter; None when it does not."""
-    if name.endswith((".to_q.0.weight", ".to_k.0.weight", ".to_v.0.weight", ".layer1.weight")):
-        return 0
-    if name.endswith((".to_out.0.weight", ".layer2.weight")):
-        return 1
-    return None
+def tp_shard_dims(model: nn.Module) -> dict[str, int]:
+    """The parameters that tensor parallelism cuts, and along which dimension, by their names.
+
+    Their layers say so (`parallel`). FSDP replaces parameters, so ask before it does.
+    """
+    parameters: dict[str, Any] = dict(model.named_parameters())
+    return {
+        name: int(parameter.partition_dim)
+        for name, parameter in parameters.items()
+        if getattr(parameter, "tensor_model_parallel", False)
+    }
 
 
 def tp_partial_gradient_names(model: DiT) -> list[str]:
@@ -238,7 +240,8 @@ def tp_partial_gradient_names(model: DiT) -> list[str]:
     """
     if model.parallel.size == 1:
         return []
-    uncut = [name for name, _ in model.named_parameters() if tp_shard_dim(name) is None]
+    cut = tp_shard_dims(model)
+    uncut = [name for name, _ in model.named_parameters() if name not in cut]
     if model.parallel.sequence:
         return uncut
     return [name for name in uncut if name.endswith((".to_q.1.weight", ".to_k.1.weight"))]
@@ -252,9 +255,9 @@ def initialise(model: DiT, seed: int) -> None:
     linear layers, normal(0.02) for the time embedding, zero for the last modulation matrix of a
     block, truncated normal(0.02) for the position tables, one for norms.
     """
-    parallel = model.parallel
+    parallel, cut = model.parallel, tp_shard_dims(model)
     for name, parameter in model.named_parameters():
-        dim = tp_shard_dim(name)
+        dim = cut.get(name)
         shape = list(parameter.shape)
         if dim is not None:
             shape[dim] *= parallel.size

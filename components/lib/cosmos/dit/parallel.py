@@ -22,6 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from components.lib.cosmos.torch_private import (
+    all_gather,
+    all_reduce,
+    drop_load_hooks,
+    reduce_scatter,
+)
+
 with warnings.catch_warnings():
     # megatron-core warns at import that Transformer Engine and Apex are absent; neither is used
     warnings.simplefilter("ignore")
@@ -113,9 +120,14 @@ def gated_linear(x: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
     return F.linear(x, weight) * gate
 
 
+def mark_cut(parameter: nn.Parameter, dim: int) -> None:
+    """Say that each rank of a tensor-parallel group holds a part of it along ``dim``."""
+    set_tensor_model_parallel_attributes(parameter, True, dim, 1)
+
+
 def _finish(layer: Any, dim: int) -> None:
-    set_tensor_model_parallel_attributes(layer.weight, True, dim, 1)
-    layer._load_state_dict_pre_hooks.clear()  # it would insert the extra-state key
+    mark_cut(layer.weight, dim)
+    drop_load_hooks(layer)  # it would insert the extra-state key
 
 
 class TensorParallel:
@@ -183,21 +195,6 @@ def _pad_rows(x: Tensor, rows: int) -> Tensor:
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else x
 
 
-def _all_reduce(x: Tensor, name: str) -> Tensor:
-    ops = torch.ops._c10d_functional
-    return ops.wait_tensor(ops.all_reduce(x.contiguous(), "sum", name))
-
-
-def _all_gather(x: Tensor, name: str, size: int) -> Tensor:
-    ops = torch.ops._c10d_functional
-    return ops.wait_tensor(ops.all_gather_into_tensor(x.contiguous(), size, name))
-
-
-def _reduce_scatter(x: Tensor, name: str, size: int) -> Tensor:
-    ops = torch.ops._c10d_functional
-    return ops.wait_tensor(ops.reduce_scatter_tensor(x.contiguous(), "sum", size, name))
-
-
 class _Copy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
@@ -206,13 +203,13 @@ class _Copy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _all_reduce(grad, ctx.name), None
+        return all_reduce(grad, ctx.name), None
 
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
-        return _all_reduce(x, name)
+        return all_reduce(x, name)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -225,12 +222,12 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str, size: int, keep: int) -> Tensor:
         ctx.name, ctx.size, ctx.keep, ctx.rows = name, size, keep, x.shape[0]
-        return _all_gather(x, name, size)
+        return all_gather(x, name, size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if ctx.keep < 0:
-            return _reduce_scatter(grad, ctx.name, ctx.size), None, None, None
+            return reduce_scatter(grad, ctx.name, ctx.size), None, None, None
         return grad.narrow(0, ctx.keep * ctx.rows, ctx.rows).contiguous(), None, None, None
 
 
@@ -238,8 +235,8 @@ class _ReduceScatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str, size: int) -> Tensor:
         ctx.name, ctx.size = name, size
-        return _reduce_scatter(x, name, size)
+        return reduce_scatter(x, name, size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _all_gather(grad, ctx.name, ctx.size), None, None
+        return all_gather(grad, ctx.name, ctx.size), None, None

@@ -7,7 +7,7 @@ two models in one folder would be read as a mixture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -64,13 +64,13 @@ def export_model(
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} exists and is not an empty folder. Name a new one.")
     opened = open_source(source, say)
-    check_keys(expected_shapes(opened.family, opened.config), opened.shapes, str(source))
+    check_keys(expected_shapes(opened.config), opened.shapes, str(source))
     destination.mkdir(parents=True, exist_ok=True)
     title = name or opened.name
     seen: dict[str, tuple[int, str]] = {}
     pairs = _cast(opened, dtype, seen)
     try:
-        _WRITERS[form](destination, opened, title, pairs)
+        _writer(opened, form)(destination, opened, title, pairs)
     except BaseException:
         for path in destination.iterdir():
             path.unlink()
@@ -134,53 +134,49 @@ def _write_canonical(folder: Path, opened: OpenedCheckpoint, title: str, pairs: 
     save_model_folder(folder, opened.family, title, opened.config, everything())
 
 
-def _write_diffusers(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
+def _dit_diffusers(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
+    assert isinstance(opened.config, DiTConfig)
+    values = diffusers_folder.dit_to_diffusers_config(opened.config)
+    diffusers_folder.write_diffusers(folder, diffusers_folder.DIT_CLASS, values, pairs)
+
+
+def _tokenizer_diffusers(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
     config = opened.config
-    if isinstance(config, DiTConfig):
-        values = diffusers_folder.dit_to_diffusers_config(config)
-        diffusers_folder.write_diffusers(folder, diffusers_folder.DIT_CLASS, values, pairs)
-    elif isinstance(config, TokenizerConfig):
-        values = diffusers_folder.tokenizer_to_diffusers_config(config, *_statistics(opened))
-        diffusers_folder.write_diffusers(
-            folder, diffusers_folder.TOKENIZER_CLASS, values, pairs, len(config.multipliers)
-        )
-    else:
-        raise _unfit(opened, "diffusers")
-
-
-def _write_jit(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
-    from components.lib.cosmos.formats.jit.exporting import write_jit
-
-    if not isinstance(opened.config, TokenizerConfig):
-        raise _unfit(opened, "jit")
-    write_jit(folder, opened.config, dict(pairs))
-    if opened.config.fsq_levels is None:
-        official.write_mean_std(folder, *_statistics(opened))
-    write_config(folder, "tokenizer", title, opened.config.model_dump(mode="json"))
-
-
-def _write_model_pt(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
-    if not isinstance(opened.config, DiTConfig):
-        raise _unfit(opened, "model.pt")
-    official.write_model_pt(folder / official.MODEL_NAME, dict(pairs))
-    write_config(folder, "dit", title, opened.config.model_dump(mode="json"))
-
-
-def _unfit(opened: OpenedCheckpoint, form: Form) -> UserError:
-    forms = {
-        "dit": "canonical, diffusers or model.pt",
-        "tokenizer": "canonical, diffusers (CV only) or jit",
-        "vgg16": "canonical",
-    }
-    return UserError(
-        f"'{opened.name}' is a {opened.family}, which has no form '{form}'. "
-        f"Use --to {forms[opened.family]}."
+    assert isinstance(config, TokenizerConfig)
+    values = diffusers_folder.tokenizer_to_diffusers_config(config, *_statistics(opened))
+    diffusers_folder.write_diffusers(
+        folder, diffusers_folder.TOKENIZER_CLASS, values, pairs, len(config.multipliers)
     )
 
 
-_WRITERS = {
-    "canonical": _write_canonical,
-    "diffusers": _write_diffusers,
-    "jit": _write_jit,
-    "model.pt": _write_model_pt,
+def _tokenizer_jit(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
+    from components.lib.cosmos.formats.jit.exporting import write_jit
+
+    assert isinstance(opened.config, TokenizerConfig)
+    write_jit(folder, opened.config, dict(pairs))
+    if opened.config.fsq_levels is None:
+        official.write_mean_std(folder, *_statistics(opened))
+    write_config(folder, opened.family, title, opened.config.model_dump(mode="json"))
+
+
+def _dit_model_pt(folder: Path, opened: OpenedCheckpoint, title: str, pairs: Pairs) -> None:
+    official.write_model_pt(folder / official.MODEL_NAME, dict(pairs))
+    write_config(folder, opened.family, title, opened.config.model_dump(mode="json"))
+
+
+Writer = Callable[[Path, OpenedCheckpoint, str, Pairs], None]
+#: Forms beside the canonical one, which every family has.
+_WRITERS: dict[str, dict[str, Writer]] = {
+    "dit": {"diffusers": _dit_diffusers, "model.pt": _dit_model_pt},
+    "tokenizer": {"diffusers": _tokenizer_diffusers, "jit": _tokenizer_jit},
 }
+
+
+def _writer(opened: OpenedCheckpoint, form: Form) -> Writer:
+    writers = {"canonical": _write_canonical, **_WRITERS.get(opened.family, {})}
+    if form not in writers:
+        raise UserError(
+            f"'{opened.name}' is a {opened.family}, which has no form '{form}'. "
+            f"Use --to {' or '.join(writers)}."
+        )
+    return writers[form]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from components.lib.contract import Frozen, UserError
 from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
+from components.lib.cosmos.families import family_named, family_of
 from components.lib.cosmos.formats import diffusers_folder, names, nemo, official, vgg
 from components.lib.cosmos.formats.source_config import (
     nearest_preset,
@@ -22,7 +23,6 @@ from components.lib.cosmos.formats.source_config import (
 )
 from components.lib.cosmos.formats.text_encoder import TextDtype, convert_t5, is_t5
 from components.lib.cosmos.model_folder import (
-    Family,
     check_keys,
     is_model_folder,
     read_model_config,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import torch
 
 SourceFormat = Literal["canonical", "model.pt", "nemo", "diffusers", "jit", "t5", "vgg16"]
-CheckpointRole = Literal["dit", "tokenizer", "t5", "vgg16"]
 Say = Callable[[str], None]
 STATISTICS = ("latents_mean", "latents_std")
 
@@ -56,7 +55,7 @@ class ImportReport(Frozen):
 class OpenedCheckpoint:
     """A readable checkpoint: settings, shapes under official names, and the tensors."""
 
-    family: Family
+    family: str
     name: str
     config: Frozen
     source_format: SourceFormat
@@ -98,7 +97,7 @@ def import_model(
     source: Path,
     destination: Path,
     *,
-    role: CheckpointRole | None = None,
+    role: str | None = None,
     name: str = "",
     text_dtype: TextDtype = "bfloat16",
     say: Say = lambda message: None,
@@ -108,8 +107,8 @@ def import_model(
     ``role`` set, a checkpoint of another family is refused. ``name`` replaces the one that the
     checkpoint gives. Raises UserError naming every key that does not match.
     """
-    found = detect(source)
-    if found == "t5":
+    source_format = detect(source)
+    if source_format == "t5":
         _check_role(role, "t5", source)
         values = convert_t5(source, destination, text_dtype)
         note = f"encoder only, weights in {text_dtype}"
@@ -125,7 +124,7 @@ def import_model(
     return ImportReport(
         family=opened.family,
         name=name or opened.name,
-        source_format=found,
+        source_format=source_format,
         tensors=len(opened.shapes),
         notes=tuple(opened.notes),
     )
@@ -135,7 +134,7 @@ def write_canonical(
     opened: OpenedCheckpoint, source: Path, destination: Path, name: str = ""
 ) -> None:
     """Check an opened checkpoint against its network and write it as a canonical folder."""
-    check_keys(expected_shapes(opened.family, opened.config), opened.shapes, str(source))
+    check_keys(expected_shapes(opened.config), opened.shapes, str(source))
 
     def pairs() -> Iterator[tuple[str, torch.Tensor]]:
         yield from opened.read()
@@ -154,28 +153,23 @@ def open_source(source: Path, say: Say = lambda message: None) -> OpenedCheckpoi
         "jit": _open_jit,
         "vgg16": _open_vgg,
     }
-    found = detect(source)
-    if found not in readers:
+    source_format = detect(source)
+    if source_format not in readers:
         raise UserError(f"{source} is a text encoder, which has no other forms.")
-    return readers[found](source, say)
+    return readers[source_format](source, say)
 
 
-def expected_shapes(family: Family, config: Frozen) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: Frozen) -> dict[str, tuple[int, ...]]:
     """Every name and shape of a network's state dict, without allocating its weights."""
-    if isinstance(config, DiTConfig | TokenizerConfig):
+    family = family_of(config)
+    if family.network:
         return state_shapes(config)
-    assert isinstance(config, vgg.VGGConfig), family
-    return vgg.vgg_shapes(config.channels)
+    return dict(family.load(family.shapes)(config))
 
 
 def _open_canonical(source: Path, say: Say) -> OpenedCheckpoint:
     model = read_model_config(source)
-    classes: dict[str, type[Frozen]] = {
-        "dit": DiTConfig,
-        "tokenizer": TokenizerConfig,
-        "vgg16": vgg.VGGConfig,
-    }
-    config = classes[model.family].model_validate(model.config)
+    config = family_named(model.family).settings_class().model_validate(model.config)
     specs = read_specs(source)
     extras = {key: tensor for key, tensor in read_weights(source) if key in STATISTICS}
     return OpenedCheckpoint(
@@ -251,7 +245,6 @@ def _open_diffusers(source: Path, say: Say) -> OpenedCheckpoint:
     folder, class_name = place
     extras: dict[str, torch.Tensor] = {}
     config: DiTConfig | TokenizerConfig
-    family: Family
     if class_name == diffusers_folder.DIT_CLASS:
         family, config, levels = "dit", diffusers_folder.dit_from_diffusers_config(folder), 0
     else:
@@ -336,11 +329,11 @@ def _open_vgg(source: Path, say: Say) -> OpenedCheckpoint:
 
 
 def _preset_name(config: Frozen) -> str:
-    presets: dict[str, Frozen] = {**DIT_PRESETS, **TOKENIZER_PRESETS}
+    presets = family_of(config).preset_settings()
     return next((name for name, preset in presets.items() if preset == config), "")
 
 
-def _check_role(role: CheckpointRole | None, family: str, source: Path) -> None:
+def _check_role(role: str | None, family: str, source: Path) -> None:
     if role is not None and role != family:
         raise UserError(
             f"{source} holds a model of family '{family}', but role is '{role}'. Give the source "

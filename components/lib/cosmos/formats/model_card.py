@@ -11,24 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from components.lib.contract import Frozen, UserError
+from components.lib.cosmos.families import Family, family_named
 from components.lib.manifest import Manifest, load_manifest
 
 if TYPE_CHECKING:
     from components.lib.store import ObjectStore
 
 LIBRARIES = {"diffusers": "diffusers", "jit": "torchscript", "model.pt": "pytorch"}
-_USE = {
-    ("dit", "diffusers"): "from diffusers import CosmosTransformer3DModel\n"
-    'model = CosmosTransformer3DModel.from_pretrained("{place}")',
-    ("tokenizer", "diffusers"): "from diffusers import AutoencoderKLCosmos\n"
-    'model = AutoencoderKLCosmos.from_pretrained("{place}")',
-    ("tokenizer", "jit"): "import torch\n"
-    'encode = torch.jit.load("{place}/encoder.jit")\n'
-    'decode = torch.jit.load("{place}/decoder.jit")\n'
-    "latent = encode(video)[0]  # video [B, 3, 8k+1, H, W] in [-1, 1], dtype of the weights",
-    ("dit", "model.pt"): "import torch\n"
-    'weights = torch.load("{place}/model.pt", weights_only=True)',
-}
 _CANONICAL_USE = (
     "from pathlib import Path\n"
     "from components.lib.cosmos.model_folder import load_{family}\n"
@@ -76,38 +65,30 @@ def model_card(
     """The text of README.md. ``dtypes`` counts the parameters of each dtype."""
     counts = ", ".join(f"{count:,} {kind}" for kind, count in dtypes.items())
     weights = [f"{parameters:,} parameters ({counts}).", *(f"* {note}" for note in notes)]
-    use = _USE.get((family, form), _CANONICAL_USE).format(place="PATH", family=family)
+    record = family_named(family)
+    use = record.uses.get(form, _CANONICAL_USE).format(place="PATH", family=family)
     sections = [
-        _front_matter(family, form),
+        _front_matter(record, form),
         f"# {title}",
-        _kind(family),
+        record.about,
         "## Origin",
         "\n".join(_origin(origin or Origin(), source)),
         "## Weights",
         "\n".join(weights),
         f"```json\n{json.dumps(dict(config), indent=1)}\n```",
-        *([] if family == "vgg16" else ["## Use", f"```python\n{use}\n```", _LICENCE]),
+        *(["## Use", f"```python\n{use}\n```", _LICENCE] if record.training else []),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(family: str, form: str) -> str:
-    if family == "vgg16":
+def _front_matter(family: Family, form: str) -> str:
+    if not family.training:  # not NVIDIA's, so no licence of theirs
         return "---\nlibrary_name: cosmos-pipelines\n---"
-    task = "text-to-video" if family == "dit" else "feature-extraction"
     return (
         "---\nlicense: other\nlicense_name: nvidia-open-model-license\n"
-        f"library_name: {LIBRARIES.get(form, 'cosmos-pipelines')}\npipeline_tag: {task}\n---"
+        f"library_name: {LIBRARIES.get(form, 'cosmos-pipelines')}\n"
+        f"pipeline_tag: {family.hub_tag}\n---"
     )
-
-
-def _kind(family: str) -> str:
-    kinds = {
-        "dit": "A diffusion transformer of the Cosmos-1.0 family (latent video diffusion, EDM).",
-        "tokenizer": "A causal video tokenizer of the Cosmos-1.0 family.",
-        "vgg16": "VGG16 features for a perceptual loss.",
-    }
-    return kinds[family]
 
 
 def _origin(origin: Origin, source: str) -> Iterator[str]:

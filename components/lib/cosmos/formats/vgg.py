@@ -34,6 +34,11 @@ def vgg_shapes(channels: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def shapes_of(config: VGGConfig) -> dict[str, tuple[int, ...]]:
+    """Every name and shape of a network with these settings."""
+    return vgg_shapes(config.channels)
+
+
 def read_vgg(folder: Path) -> dict[str, torch.Tensor]:
     """The `features.*` weights of a safetensors file or a torch file; the classifier is left out.
 

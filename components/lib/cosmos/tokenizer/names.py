@@ -22,6 +22,8 @@ from diffusers.models.autoencoders.autoencoder_kl_cosmos import (
 )
 from torch import nn
 
+from components.lib.cosmos.torch_private import children_of
+
 
 def publish_encoder(encoder: CosmosEncoder3d) -> None:
     """Relabel an encoder in place: ``conv_in``, ``down.N``, ``mid``, ``norm_out``, ``conv_out``."""
@@ -39,7 +41,7 @@ def publish_decoder(decoder: CosmosDecoder3d) -> None:
 
 def publish_conv(parent: nn.Module, name: str) -> None:
     """Put a convolution of ``parent`` one level down, as ``name.conv3d``."""
-    conv = parent._modules[name]
+    conv = children_of(parent)[name]
     assert isinstance(conv, CosmosCausalConv3d)
     _move(parent, name, name, _holder(conv3d=conv))
 
@@ -69,7 +71,7 @@ def _level(
     if samplers is not None:
         sampler = samplers[0]
         for name in ("conv1", "conv2", "conv3"):
-            if isinstance(sampler._modules[name], CosmosCausalConv3d):
+            if isinstance(children_of(sampler)[name], CosmosCausalConv3d):
                 publish_conv(sampler, name)
         _move(block, sampler_list, sampler_name, sampler)
     return block
@@ -90,7 +92,7 @@ def _projection(pair: CosmosConvProjection3d) -> None:
 
 def _attention(attention: CosmosCausalAttention) -> None:
     for old, new in (("to_q", "q"), ("to_k", "k"), ("to_v", "v")):
-        _move(attention, old, new, _holder(conv3d=attention._modules[old]))
+        _move(attention, old, new, _holder(conv3d=children_of(attention)[old]))
     _move(attention, "to_out", "proj_out", _holder(conv3d=attention.to_out[0]))
 
 
@@ -103,8 +105,8 @@ def _holder(**children: nn.Module | None) -> nn.Module:
 
 def _move(parent: nn.Module, old: str, new: str | None, registered: nn.Module | None) -> None:
     """Register ``registered`` as ``new``; keep the child ``old`` as an unregistered attribute."""
-    child = parent._modules.pop(old)
+    child = children_of(parent).pop(old)
     object.__setattr__(parent, old, child)
     if new is not None:
         # set directly: add_module refuses a name that the plain attribute already has
-        parent._modules[new] = registered
+        children_of(parent)[new] = registered

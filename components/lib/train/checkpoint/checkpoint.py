@@ -32,6 +32,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from components.lib.contract import UserError
 from components.lib.manifest import MANIFEST_NAME, FileEntry
+from components.lib.run_files import METRICS
 from components.lib.train.checkpoint.shard_files import (
     INDEX,
     PartialReader,
@@ -52,7 +53,6 @@ from components.lib.train.settings.config import CheckpointConfig
 
 log = logging.getLogger("cosmos.train")
 PREFIX = "checkpoints/"
-METRICS = "metrics.jsonl"
 #: Of one file, over all ranks: small enough that several of a rank's are on their way at once.
 FILE_BYTES = 8 * 2**30
 #: Files of a rank that are written, hashed and uploaded at the same time.
@@ -146,12 +146,12 @@ class Checkpoints:
         return min(known, key=lambda folder: (known[folder], folder), default=None)
 
     def _agreed(self, folder: str | None) -> tuple[str, FolderManifest] | None:
-        """What the first rank found, for all."""
-        found = [folder]
-        dist.broadcast_object_list(found, src=0, group=self._group)
-        if found[0] is None:
+        """The folder that the first rank chose, for all."""
+        shared = [folder]
+        dist.broadcast_object_list(shared, src=0, group=self._group)
+        if shared[0] is None:
             return None
-        return found[0], read_folder_manifest(self.storage, found[0])
+        return shared[0], read_folder_manifest(self.storage, shared[0])
 
     def load(self, folder: str, manifest: FolderManifest, tensors: Tensors, local_rank: int) -> str:
         """Fill host ``tensors`` from a checkpoint written at any layout.
@@ -185,8 +185,8 @@ class Checkpoints:
 
         self._together(make_ready if local_rank == 0 else lambda: None)
         reader = PartialReader(local, fetch)
-        held = set(reader.read_metadata().state_dict_metadata)
-        if missing := sorted(set(tensors) - held):
+        stored = set(reader.read_metadata().state_dict_metadata)
+        if missing := sorted(set(tensors) - stored):
             raise UserError(
                 f"Checkpoint {folder} lacks '{missing[0]}' (and {len(missing) - 1} more): it was "
                 "written with other settings. Use the same ones, or another log.store_uri."
@@ -211,9 +211,9 @@ class Checkpoints:
             problem = (str(error), isinstance(error, DamagedFile))
         problems: list[Any] = [None] * self.layout.world
         dist.all_gather_object(problems, problem, group=self._group)
-        found = sorted((final, text) for text, final in problems if text)
-        if found:
-            final, text = found[0]
+        failures = sorted((final, text) for text, final in problems if text)
+        if failures:
+            final, text = failures[0]
             raise (DamagedCheckpoint if final else UserError)(text)
 
     def _write_guarded(

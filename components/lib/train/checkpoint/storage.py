@@ -93,8 +93,8 @@ class ObjectStorage:
 
     def names(self, prefix: str) -> list[str]:
         """All names that start with ``prefix``, sorted."""
-        found = [info.uri[len(self.uri) :] for info in self.store.list(self.uri + prefix)]
-        return sorted(found)
+        listed = self.store.list(self.uri + prefix)
+        return sorted(info.uri[len(self.uri) :] for info in listed)
 
     def delete(self, name: str) -> None:
         """Remove a file."""

@@ -79,25 +79,25 @@ class Sampler:
     def _runs(self, windows: Iterator[np.ndarray], epoch: int) -> Iterator[np.ndarray]:
         """The samples of the windows in runs of one size, each at a multiple of its length."""
         rng = np.random.default_rng(seed_of("runs", self.seed, epoch))
-        waiting = [np.empty((0, 2), dtype=np.int64) for _ in range(self.kinds.max() + 1)]
+        queues = [np.empty((0, 2), dtype=np.int64) for _ in range(self.kinds.max() + 1)]
         number, end = epoch * self.total, (epoch + 1) * self.total
         while number < end:
             length = min(number & -number or self.run, self.run)
-            while max(map(len, waiting)) < length:
+            while max(map(len, queues)) < length:
                 pairs = next(windows, None)
                 if pairs is None:
                     length //= 2
                     continue
                 kinds = self.kinds[pairs[:, 0]]
-                waiting = [
-                    np.concatenate([held, pairs[kinds == kind]])
-                    for kind, held in enumerate(waiting)
+                queues = [
+                    np.concatenate([queue, pairs[kinds == kind]])
+                    for kind, queue in enumerate(queues)
                 ]
             # As often as there are samples that wait: what is frequent comes frequently.
-            odds = np.array([len(held) * (len(held) >= length) for held in waiting])
-            kind = int(rng.choice(len(waiting), p=odds / odds.sum()))
-            yield waiting[kind][:length]
-            waiting[kind] = waiting[kind][length:]
+            odds = np.array([len(queue) * (len(queue) >= length) for queue in queues])
+            kind = int(rng.choice(len(queues), p=odds / odds.sum()))
+            yield queues[kind][:length]
+            queues[kind] = queues[kind][length:]
             number += length
 
     def _pairs(self, shards: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from components.lib.train import torch_private
 from components.lib.train.parallel.layout import ParallelLayout, local_part
 
 
@@ -56,7 +57,7 @@ def average_over_replicas(parameters: Iterable[nn.Parameter], layout: ParallelLa
     flat /= layout.world
     sizes = [grad.numel() for grad in grads]
     views = [part.view(grad.shape) for part, grad in zip(flat.split(sizes), grads, strict=True)]
-    torch._foreach_copy_(grads, views)
+    torch_private.foreach_copy(grads, views)
 
 
 def global_norm(parameters: Iterable[nn.Parameter], layout: ParallelLayout) -> torch.Tensor:
@@ -69,7 +70,7 @@ def global_norm(parameters: Iterable[nn.Parameter], layout: ParallelLayout) -> t
     grads = [grad for parameter in parameters if (grad := local_grad(parameter)) is not None]
     if grads:
         # One kernel for many tensors: a tokenizer has hundreds of small ones.
-        norms = torch._foreach_norm([grad.float() for grad in grads])
+        norms = torch_private.foreach_norm([grad.float() for grad in grads])
         squares += torch.stack(norms).pow(2).sum()
     dist.all_reduce(squares)
     return (squares / layout.mesh.size(0)).sqrt()
@@ -82,4 +83,4 @@ def clip(parameters: Iterable[nn.Parameter], norm: torch.Tensor, limit: float) -
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     grads = [grad for parameter in parameters if (grad := local_grad(parameter)) is not None]
     if grads:
-        torch._foreach_mul_(grads, scale)
+        torch_private.foreach_mul(grads, scale)

@@ -26,11 +26,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 from components.lib.contract import UserError
+from components.lib.train import torch_private
 from components.lib.train.parallel.replicated import keep_whole
 from components.lib.train.settings.config import StrategyConfig, TrainerConfig
 
@@ -170,7 +170,7 @@ def shard_model(
         keep_whole(model, bf16, methods=("encode",))
         return
 
-    everywhere = _over_all_ranks(layout) if layout.tp > 1 else None
+    everywhere = torch_private.rows_over(layout.flat_mesh) if layout.tp > 1 else None
 
     def place(parameter: nn.Parameter) -> Any:
         if layout.tp == 1:
@@ -206,13 +206,10 @@ def shard_model(
             else False,
         )
         if reduce_in_place is not None:
-            # `set_custom_reduce_scatter` refuses modules with several groups, for communication
-            # that belongs to one of them; this belongs to none.
-            for group in module._get_fsdp_state()._fsdp_param_groups:  # type: ignore[operator]
-                group._reduce_scatter_comm = reduce_in_place
+            torch_private.set_reduce_scatter(module, reduce_in_place)
 
 
-class ReduceInPlace(ReduceScatter):
+class ReduceInPlace(torch_private.ReduceScatter):
     """FSDP's reduce-scatter, with its results in the memory that activations leave.
 
     FSDP allocates the sharded gradients on its communication stream, and memory that one stream
@@ -250,21 +247,6 @@ class ReduceInPlace(ReduceScatter):
         return dist.reduce_scatter_tensor(
             output_tensor, input_tensor, op=op, group=group, async_op=async_op
         )
-
-
-def _over_all_ranks(layout: ParallelLayout) -> Any:
-    """Placement of a parameter that is split over data- and tensor-parallel ranks alike."""
-    from torch.distributed.fsdp._fully_shard._fsdp_common import (
-        FSDPMeshInfo,
-        HSDPMeshInfo,
-        ShardPlacementResult,
-    )
-
-    if layout.flat_mesh.size(0) > 1:
-        info: FSDPMeshInfo = HSDPMeshInfo(layout.flat_mesh, shard_mesh_dim=1, replicate_mesh_dim=0)
-    else:
-        info = FSDPMeshInfo(layout.flat_mesh["all"], shard_mesh_dim=0)
-    return ShardPlacementResult(Shard(0), info)
 
 
 def local_part(value: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
+
+from components.lib.train.torch_private import (
+    foreach_add,
+    foreach_copy,
+    parameters_of,
+    when_backward_ends,
+)
 
 
 class ReplicatedWeights:
@@ -31,7 +37,7 @@ class ReplicatedWeights:
         for module in model.modules():
             for name, master in module.named_parameters(recurse=False):
                 copy = nn.Parameter(torch.empty_like(master, dtype=dtype), master.requires_grad)
-                self._places.append((module._parameters, name))
+                self._places.append((parameters_of(module), name))
                 self._masters.append(master)
                 self._copies.append(copy)
                 self._totals.append(torch.empty_like(master))
@@ -39,7 +45,7 @@ class ReplicatedWeights:
     def cast_in(self) -> None:
         """Put up-to-date copies in the place of the parameters."""
         with torch.no_grad():
-            torch._foreach_copy_(list[Tensor](self._copies), list[Tensor](self._masters))
+            foreach_copy(list[Tensor](self._copies), list[Tensor](self._masters))
         self._place(self._copies)
         self.cast = True
 
@@ -55,14 +61,13 @@ class ReplicatedWeights:
             (first if master.grad is None else further).append((total, copy.grad))
             master.grad, copy.grad = total, None
         if first:
-            torch._foreach_copy_([total for total, _ in first], [grad for _, grad in first])
+            foreach_copy([total for total, _ in first], [grad for _, grad in first])
         if further:
-            torch._foreach_add_([total for total, _ in further], [grad for _, grad in further])
+            foreach_add([total for total, _ in further], [grad for _, grad in further])
 
     def _place(self, parameters: list[nn.Parameter]) -> None:
-        # Module.__setattr__ would cost as much as what is saved here.
-        for (further, name), parameter in zip(self._places, parameters, strict=True):
-            further[name] = parameter
+        for (registered, name), parameter in zip(self._places, parameters, strict=True):
+            registered[name] = parameter
 
 
 def keep_whole(model: nn.Module, dtype: torch.dtype | None, methods: tuple[str, ...] = ()) -> None:
@@ -80,16 +85,15 @@ def keep_whole(model: nn.Module, dtype: torch.dtype | None, methods: tuple[str, 
             weights.cast_out()
             return
         # Called once when backward begins; what it queues runs when backward has ended.
-        engine = Variable._execution_engine
-        output.register_hook(lambda _: engine.queue_callback(weights.cast_out))
+        output.register_hook(lambda _: when_backward_ends(weights.cast_out))
 
     model.register_forward_pre_hook(lambda *_: weights.cast_in())
     model.register_forward_hook(after, always_call=True)
     for name in methods:
-        setattr(model, name, _lending(weights, getattr(model, name)))
+        setattr(model, name, _cast_while(weights, getattr(model, name)))
 
 
-def _lending(weights: ReplicatedWeights, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _cast_while(weights: ReplicatedWeights, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def call(*args: Any, **kwargs: Any) -> Tensor:
         if weights.cast:  # within another pass
             return method(*args, **kwargs)

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from components.lib.train.parallel.layout import ParallelLayout, ShardDim
+from components.lib.train.torch_private import local_shape_and_offset
 
 
 def load_shards(
@@ -35,12 +35,12 @@ def load_shards(
     from components.lib.cosmos.model_folder import check_keys, read_specs, weight_files
 
     # Factors of a low-rank update are not part of the base model.
-    own = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
-    expected = {name: _full_shape(name, value, layout, shard_dim) for name, value in own.items()}
+    base = {name: value for name, value in model.state_dict().items() if ".lora_" not in name}
+    expected = {name: _full_shape(name, value, layout, shard_dim) for name, value in base.items()}
     specs = read_specs(folder)
-    found = {name: spec.shape for name, spec in specs.items() if name not in extras}
+    stored = {name: spec.shape for name, spec in specs.items() if name not in extras}
     beside: dict[str, torch.Tensor] = {}
-    check_keys(expected, found, str(folder))
+    check_keys(expected, stored, str(folder))
     with torch.no_grad():
         for path in weight_files(folder):
             with safe_open(str(path), framework="pt") as source:
@@ -48,7 +48,7 @@ def load_shards(
                     if name in extras:
                         beside[name] = source.get_tensor(name)
                     else:
-                        _fill(name, own[name], source.get_slice(name), layout, shard_dim)
+                        _fill(name, base[name], source.get_slice(name), layout, shard_dim)
     return beside
 
 
@@ -76,9 +76,7 @@ def cut_into(target: DTensor, source: Any, layout: ParallelLayout, dim: int | No
 
     ``dim`` is the dimension that tensor parallelism splits.
     """
-    shape, offset = compute_local_shape_and_global_offset(
-        target.shape, target.device_mesh, target.placements
-    )
+    shape, offset = local_shape_and_offset(target.shape, target.device_mesh, target.placements)
     starts = list(offset)
     if dim is not None:
         starts[dim] += layout.tp_rank * target.shape[dim]
@@ -99,8 +97,8 @@ def gather_weights(
     Collective: every rank must exhaust it. ``values`` replaces some parameters (a moving average).
     """
     for name, value in model.state_dict().items():
-        held = values.get(name, value).detach()
-        local = held.full_tensor() if isinstance(held, DTensor) else held
+        tensor = values.get(name, value).detach()
+        local = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         dim = shard_dim(name)
         if dim is not None and layout.tp > 1:
             parts = [torch.empty_like(local) for _ in range(layout.tp)]

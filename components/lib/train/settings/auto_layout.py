@@ -13,18 +13,13 @@ import os
 from typing import TypeVar
 
 from components.lib.cosmos.dit.config import DIT_PRESETS, DiTConfig
-from components.lib.train.settings.config import (
-    DiffusionTrainingConfig,
-    TokenizerTrainingConfig,
-    TrainConfigBase,
-    TrainerConfig,
-)
+from components.lib.train.settings.config import TrainConfig, TrainerConfig
 
 GUIDE_TP = 8
 #: Part of a GPU's memory that the estimate may take, as in `recompute`.
 USABLE = 0.92
 GUIDE_TOKENS = 56_320
-AnyConfig = TypeVar("AnyConfig", bound=TrainConfigBase)
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 def choose_tp(dit: DiTConfig, world: int, per_node: int, device_bytes: float) -> int:
@@ -42,7 +37,7 @@ def choose_tp(dit: DiTConfig, world: int, per_node: int, device_bytes: float) ->
     return sizes[-1]
 
 
-def resolve_layout(config: AnyConfig, device_bytes: float | None = None) -> AnyConfig:
+def resolve_layout(config: Config, device_bytes: float | None = None) -> Config:
     """The config with sizes above zero, for the ranks that torchrun describes.
 
     ``device_bytes``: memory of a GPU; None looks. On CPUs nothing is shared unless asked for.
@@ -53,20 +48,21 @@ def resolve_layout(config: AnyConfig, device_bytes: float | None = None) -> AnyC
     if not tp:
         tp = _chosen_tp(config, world, device_bytes)
     if not replicas:
-        replicas = world // tp if isinstance(config, TokenizerTrainingConfig) else 1
+        replicas = world // tp if not config.model_parallel else 1
     sizes = {"tensor_model_parallel_size": tp, "data_parallel_replicas": replicas}
     strategy = strategy.model_copy(update=sizes)
     trainer = config.trainer.model_copy(update={"strategy": strategy})
     return config.model_copy(update={"trainer": trainer})
 
 
-def _chosen_tp(config: TrainConfigBase, world: int, device_bytes: float | None) -> int:
-    if isinstance(config, DiffusionTrainingConfig) and config.model.preset in DIT_PRESETS:
+def _chosen_tp(config: TrainConfig, world: int, device_bytes: float | None) -> int:
+    preset = config.network_preset()
+    if preset in DIT_PRESETS:
         per_node = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
         if device_bytes is None:
             device_bytes = _device_bytes(config.trainer.accelerator)
         if device_bytes:
-            return choose_tp(DIT_PRESETS[config.model.preset], world, per_node, device_bytes)
+            return choose_tp(DIT_PRESETS[preset], world, per_node, device_bytes)
     return 1
 
 
@@ -91,7 +87,7 @@ def compile_mode(trainer: TrainerConfig, world: int, device: str) -> str:
 
 
 def describe_choices(
-    config: DiffusionTrainingConfig | TokenizerTrainingConfig,
+    config: TrainConfig,
     world: int,
     device: str,
     attention: str = "auto",
@@ -114,7 +110,7 @@ def describe_choices(
         layout.append(f"{replicas} replicas")
     words = [f"{world} x {device}: {', '.join(layout)}", trainer.precision]
     compiled = "compiled" if trainer.compile else "not compiled"
-    if isinstance(config, TokenizerTrainingConfig):
+    if not config.model_parallel:
         mode = f" ({compile_mode(trainer, world, device)})" if trainer.compile else ""
         return "; ".join([*words, f"encoder and decoder {compiled}{mode}, channels last"])
     if attention == "auto":

@@ -10,14 +10,13 @@ Importing this module needs nothing but pydantic, so `--help` and config checks 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from components.lib.contract import Frozen, UserError
 from components.lib.cosmos.tokenizer.config import TOKENIZER_PRESETS
 
-Task = Literal["diffusion", "tokenizer"]
 #: Of what need not be on the GPU all the time.
 Placement = Literal["auto", "gpu", "host"]
 
@@ -412,31 +411,88 @@ class ResumeConfig(Frozen):
     restore_config: RestoreConfig = Field(default=RestoreConfig(), description="Starting weights.")
 
 
-class TrainConfigBase(Frozen):
-    """What both trainings share."""
+class TrainConfig(Frozen):
+    """What the trainings of all families share; each adds its groups `model` and `data`."""
+
+    #: The family (`components.lib.cosmos.families`) whose networks these settings train.
+    family: ClassVar[str]
+    #: Whether ranks may share a layer; otherwise each process holds the network whole.
+    model_parallel: ClassVar[bool] = True
+    if TYPE_CHECKING:  # each family's own come after the shared groups, in files and in --help
+        model: Frozen
+        data: DataBase
 
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="Loop, precision, layout.")
     optim: OptimConfig = Field(default=OptimConfig(), description="Optimizer and schedule.")
     log: LogConfig = Field(default=LogConfig(), description="Outputs.")
     resume: ResumeConfig = Field(default=ResumeConfig(), description="Where to start.")
 
+    @property
+    def start_path(self) -> str:
+        """Where the starting weights are, or an empty string."""
+        return self.resume.restore_config.path
 
-class DiffusionTrainingConfig(TrainConfigBase):
+    def network_preset(self) -> str:
+        """Name of the network's preset, from which the layout is planned; empty: not planned."""
+        return ""
+
+    def memory_advice(self) -> list[str]:
+        """What to set when a GPU's memory has run out, the cheapest first."""
+        size = self.data.micro_batch_size
+        return [f"data.micro_batch_size=1 (now {size})"] if size > 1 else []
+
+
+class DiffusionTrainingConfig(TrainConfig):
     """A diffusion post-training."""
+
+    family: ClassVar[str] = "dit"
 
     task: Literal["diffusion"] = Field(default="diffusion", description="Which training this is.")
     model: DiffusionModel = Field(default=DiffusionModel(), description="Network and its loss.")
     data: DiffusionData = Field(default=DiffusionData(), description="Data set.")
 
+    def network_preset(self) -> str:
+        """As `model.preset` says."""
+        return self.model.preset
 
-class TokenizerTrainingConfig(TrainConfigBase):
+    def memory_advice(self) -> list[str]:
+        """Smaller batches, then recomputation, the host, low rank, more GPUs."""
+        trainer, advice = self.trainer, super().memory_advice()
+        if trainer.recompute == "auto":
+            advice.append(f"trainer.recompute_memory below {trainer.recompute_memory:g}")
+        if trainer.recompute != "full":
+            advice.append(f"trainer.recompute=full (now {trainer.recompute})")
+        if trainer.optimizer_state != "host":
+            advice.append(f"trainer.optimizer_state=host (now {trainer.optimizer_state})")
+        if not self.model.lora.rank:
+            advice.append("model.lora.rank=16, which trains far fewer weights")
+        tp = trainer.strategy.tensor_model_parallel_size
+        return [
+            *advice,
+            f"trainer.strategy.tensor_model_parallel_size above {tp} on more GPUs",
+        ]
+
+
+class TokenizerTrainingConfig(TrainConfig):
     """A tokenizer post-training."""
+
+    family: ClassVar[str] = "tokenizer"
+    model_parallel: ClassVar[bool] = False
 
     task: Literal["tokenizer"] = Field(default="tokenizer", description="Which training this is.")
     model: TokenizerModel = Field(default=TokenizerModel(), description="Network and its loss.")
     data: TokenizerData = Field(default=TokenizerData(), description="Data set.")
 
+    @property
+    def start_path(self) -> str:
+        """The guide's name for it, or the common one."""
+        return self.model.jit_ckpt_pth or super().start_path
 
-TrainConfig = Annotated[
-    DiffusionTrainingConfig | TokenizerTrainingConfig, Field(discriminator="task")
-]
+    def memory_advice(self) -> list[str]:
+        """Smaller batches, then smaller clips."""
+        clip = self.data.task_encoder
+        return [
+            *super().memory_advice(),
+            f"data.task_encoder.crop_height below {clip.crop_height}",
+            f"data.task_encoder.temporal_crop below {clip.temporal_crop}",
+        ]

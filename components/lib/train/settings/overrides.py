@@ -7,17 +7,16 @@ valid one.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from components.lib.contract import UserError
-from components.lib.train.settings.config import TrainConfigBase
+from components.lib.settings import nearest, parse_value
+from components.lib.train.settings.config import TrainConfig
 
-ConfigT = TypeVar("ConfigT", bound=TrainConfigBase)
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 
 def iter_fields(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -36,9 +35,9 @@ def apply_overrides(config: ConfigT, overrides: Iterable[str]) -> ConfigT:
     Raises UserError for a missing ``=``, an unknown name (with the nearest valid one) and a value
     of the wrong type.
     """
-    names = [name for name, _, _ in iter_fields(config) if name != "task"]
+    kinds = {name: info.annotation for name, info, _ in iter_fields(config) if name != "task"}
     values = config.model_dump()
-    given: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         name = name.strip()
@@ -46,57 +45,37 @@ def apply_overrides(config: ConfigT, overrides: Iterable[str]) -> ConfigT:
             raise UserError(
                 f"'{override}' is not an override. Write name=value, such as trainer.max_steps=10."
             )
-        if name not in names:
-            raise UserError(f"There is no setting '{name}'. {_suggest(name, names)}")
+        if name not in kinds:
+            raise UserError(f"There is no setting '{name}'. {_suggest(name, list(kinds))}")
         target = values
         *groups, leaf = name.split(".")
         for group in groups:
             target = target[group]
-        target[leaf] = _parse(text)
-        given[name] = text
+        target[leaf] = parse_value(text, kinds[name])
+        texts[name] = text
     try:
         return type(config).model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, given)) from error
-
-
-def _parse(text: str) -> Any:
-    """YAML, except that numbers such as 1e-6 (a string in YAML 1.1) are numbers."""
-    text = text.strip()
-    if text.startswith("s3://") or text == "":
-        return text
-    try:
-        return float(text) if "e" in text.lower() and ":" not in text else yaml.safe_load(text)
-    except ValueError:
-        pass
-    except yaml.YAMLError:
-        return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+        raise UserError(_explain(error, texts)) from error
 
 
 def _suggest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not close:
-        leaf = name.rsplit(".", 1)[-1]
-        leaves = {known.rsplit(".", 1)[-1]: known for known in names}
-        close = [leaves[found] for found in difflib.get_close_matches(leaf, leaves, n=1)]
+    leaves = {known.rsplit(".", 1)[-1]: known for known in names}
+    leaf = nearest(name.rsplit(".", 1)[-1], leaves, cutoff=0.6)
+    close = nearest(name, names) or (leaves[leaf] if leaf else None)
     if close:
-        return f"Did you mean '{close[0]}'?"
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-    return f"The nearest is '{nearest}'; --help lists all settings."
+        return f"Did you mean '{close}'?"
+    return f"The nearest is '{nearest(name, names, cutoff=0.0)}'; --help lists all settings."
 
 
-def _explain(error: ValidationError, given: dict[str, str]) -> str:
+def _explain(error: ValidationError, texts: dict[str, str]) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
-    shown = f"{name}={given[name]}" if name in given else name
+    shown = f"{name}={texts[name]}" if name in texts else name
     return f"'{shown}' does not fit: {first['msg']}. --help says what {name} means."
 
 
-def describe(config: TrainConfigBase) -> str:
+def describe(config: TrainConfig) -> str:
     """Every field with its type, default and meaning: what ``--help`` prints."""
     lines = []
     for name, info, value in iter_fields(config):

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from components.lib.contract import UserError
+from components.lib.cosmos.conditions import Conditions, leading_frames
 from components.lib.cosmos.diffusion.edm import NoiseConfig, edm_loss, validation_sigmas
 from components.lib.cosmos.dit.attention import AttentionBackend, choose
 from components.lib.cosmos.dit.block import TransformerBlock
@@ -26,11 +27,13 @@ from components.lib.cosmos.dit.network import (
     DiTConfig,
     configure_blocks,
     tp_partial_gradient_names,
-    tp_shard_dim,
+    tp_shard_dims,
 )
 from components.lib.cosmos.flops import dit_forward_flops
-from components.lib.shards.dataset import SampleSource, Split, held_out_samples
-from components.lib.shards.prompts import PromptSource
+from components.lib.manifest import Manifest
+from components.lib.shards.dataset import SampleSource, Split, held_out_samples, largest_latent
+from components.lib.shards.prompts import PromptSource, open_prompts
+from components.lib.store import ObjectStore
 from components.lib.train.data.batches import Batch, to_device
 from components.lib.train.data.noise import GRID, SampleNoise, validation_noise
 from components.lib.train.memory.activation_offload import ActivationOffload
@@ -39,13 +42,11 @@ from components.lib.train.memory.recompute import MemoryPlan, device_bytes, keep
 from components.lib.train.parallel.layout import ParallelLayout
 from components.lib.train.settings.config import DiffusionTrainingConfig
 from components.lib.train.tasks.lora import (
-    FACTORS,
     add_lora,
     draw_factors,
     merged,
-    partial_names,
+    uncut_factors,
 )
-from components.lib.train.tasks.lora import shard_dim as lora_shard_dim
 from components.lib.train.tasks.task import Work
 
 log = logging.getLogger("cosmos.train")
@@ -107,7 +108,8 @@ class DiffusionTask:
             mixed = config.trainer.precision == "bf16-mixed"
             add_lora(self._dit, config.model.lora, torch.bfloat16 if mixed else None)
             trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
-            self._partial = (self._partial & trained) | partial_names(self.model)
+            self._partial = (self._partial & trained) | uncut_factors(self.model)
+        self._cut = tp_shard_dims(self.model)
         self._trainable = sum(
             p.numel() * (layout.tp if self.shard_dim(n) is not None else 1)
             for n, p in self.model.named_parameters()
@@ -135,8 +137,8 @@ class DiffusionTask:
         return list(self._dit.blocks.values())
 
     def shard_dim(self, name: str) -> int | None:
-        """As the network says; factors of low-rank updates as their layers."""
-        return lora_shard_dim(name) if name.endswith(FACTORS) else tp_shard_dim(name)
+        """As the layers said of themselves before sharding."""
+        return self._cut.get(name)
 
     def partial_names(self) -> set[str]:
         """Recorded before sharding, which replaces the parameters."""
@@ -160,7 +162,7 @@ class DiffusionTask:
         return self.source.shapes("train")
 
     def make_batch(self, samples: list[tuple[int, int, int]]) -> Batch:
-        """latent, noise [B,16,T,H,W]; sigma, fps, condition_frames [B]; text [B,512,D]."""
+        """latent, noise [B,16,T,H,W]; sigma [B]; and the conditions, by their names."""
         rows = [self._row(number, shard, index) for number, shard, index in samples]
         return _stack(rows)
 
@@ -172,23 +174,30 @@ class DiffusionTask:
             "text": text,
             "noise": draw.noise,
             "sigma": draw.sigma,
-            "condition_frames": torch.tensor(draw.condition_frames),
+            **self._shown(draw.condition_frames, row["latent"]),
         }
 
+    def _shown(self, count: int, latent: torch.Tensor) -> Batch:
+        """shown_frames [T], for models that take them."""
+        if not self.dit.condition_mask:
+            return {}
+        return {"shown_frames": leading_frames(torch.tensor([count]), latent.shape[1])[0]}
+
     def _sample(self, split: Split, shard: int, index: int) -> Batch:
-        """latent [16,T,H,W], text [512,D], fps []."""
+        """latent [16,T,H,W], text [512,D], fps [], and what else the data set holds of them."""
         name, parts = self.source.read(split, shard, index)
         if LATENT_SUFFIX in parts:
             return _guide_sample(name, parts)
         from components.lib.shards.latents import parse_latent
 
-        latent, info = parse_latent(parts, name)
+        latent, info, conditions = parse_latent(parts, name)
         if info.prompt_sha256 is None:
             raise UserError(f"{name} has no prompt. Give the videos prompts and encode again.")
         return {
             "latent": latent,
             "text": self.prompts.embedding(info.prompt_sha256),
             "fps": torch.tensor(info.fps),
+            **conditions,
         }
 
     def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -244,10 +253,8 @@ class DiffusionTask:
             batch["latent"],
             batch["sigma"],
             batch["noise"],
-            batch["text"],
-            fps=batch["fps"],
-            condition_frames=batch["condition_frames"] if self.dit.condition_mask else None,
-            sigma_data=self.config.model.sigma_data,
+            Conditions.of_batch(batch),
+            self.config.model.sigma_data,
         )
 
     def validation(self, folder: Path, step: int) -> dict[str, float]:
@@ -269,7 +276,7 @@ class DiffusionTask:
                     sample, level, self.config.trainer.seed, row["latent"].shape
                 )
                 row["sigma"] = grid[level]
-                row["condition_frames"] = torch.tensor(1)
+                row |= self._shown(1, row["latent"])
                 value = self._edm(to_device(_stack([row]), self.layout.device)).loss
                 if job < len(jobs):
                     sums[level] += value.double()
@@ -369,3 +376,16 @@ def _start_name(start: Path | None) -> str:
     from components.lib.cosmos.model_folder import read_model_config
 
     return read_model_config(start).name
+
+
+def make_task(
+    config: DiffusionTrainingConfig,
+    layout: ParallelLayout,
+    source: SampleSource,
+    manifest: Manifest | None,
+    store: ObjectStore | None,
+    start: Path | None,
+) -> DiffusionTask:
+    """The task with its prompts; a data set's manifest tells the largest latent."""
+    prompts = open_prompts(config.data.prompts, store)
+    return DiffusionTask(config, layout, source, prompts, start, largest_latent(manifest))

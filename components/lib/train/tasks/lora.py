@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 
 from components.lib.contract import UserError
 from components.lib.cosmos.dit.config import DiTConfig
-from components.lib.cosmos.dit.network import DiT
-from components.lib.cosmos.dit.parallel import ColumnLinear, RowLinear, gated_linear
+from components.lib.cosmos.dit.network import DiT, tp_shard_dims
+from components.lib.cosmos.dit.parallel import ColumnLinear, RowLinear, gated_linear, mark_cut
 from components.lib.train.data.sampler import seed_of
 from components.lib.train.parallel.layout import ParallelLayout, ShardDim
 from components.lib.train.parallel.weights import cut_into
@@ -69,12 +69,12 @@ def add_lora(model: DiT, config: LoraConfig, frozen: torch.dtype | None = None) 
     for parameter in model.parameters():
         parameter.data = parameter.data.to(frozen or parameter.dtype)
     scale = (config.alpha or config.rank) / config.rank
-    found: set[str] = set()
+    targets_met: set[str] = set()
     for name, layer in model.blocks.named_modules():
         target = next((t for t in config.targets if t in name.split(".")), None)
         if target is None or not isinstance(layer, ColumnLinear | RowLinear):
             continue
-        found.add(target)
+        targets_met.add(target)
         weight = layer.weight
         layer.register_parameter(
             "lora_a", nn.Parameter(_zeros(weight, config.rank, weight.shape[1]))
@@ -82,17 +82,22 @@ def add_lora(model: DiT, config: LoraConfig, frozen: torch.dtype | None = None) 
         layer.register_parameter(
             "lora_b", nn.Parameter(_zeros(weight, weight.shape[0], config.rank))
         )
+        # As the layer's outputs (B) or inputs (A) are cut.
+        if isinstance(layer, ColumnLinear):
+            mark_cut(layer.get_parameter("lora_b"), 0)
+        else:
+            mark_cut(layer.get_parameter("lora_a"), 1)
         # The layer keeps its identity (names, hooks, attributes); only its forward changes.
         layer.__class__ = LoraColumn if isinstance(layer, ColumnLinear) else LoraRow
         layer.lora_scale = scale
-    if missing := set(config.targets) - found:
+    if missing := set(config.targets) - targets_met:
         raise UserError(
             f"model.lora.targets names '{min(missing)}', which is no linear layer of a block. "
             "There are: to_q, to_k, to_v, to_out, layer1, layer2."
         )
-    size = model.parallel.size
+    size, cut = model.parallel.size, tp_shard_dims(model)
     trainable = sum(
-        parameter.numel() * (size if shard_dim(name) is not None else 1)
+        parameter.numel() * (size if name in cut else 1)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     )
@@ -120,21 +125,10 @@ def trainable_count(dit: DiTConfig, config: LoraConfig) -> int:
     return dit.layers * config.rank * per_block
 
 
-def shard_dim(name: str) -> int | None:
-    """How tensor parallelism cuts a factor: as the layer's outputs (B) or inputs (A) are cut."""
-    row = ".to_out." in name or ".layer2." in name
-    if name.endswith("lora_b"):
-        return None if row else 0
-    return 1 if row else None
-
-
-def partial_names(model: nn.Module) -> set[str]:
-    """Factors whose gradient on a rank is a part: those that are not cut."""
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if name.endswith(FACTORS) and shard_dim(name) is None
-    }
+def uncut_factors(model: nn.Module) -> set[str]:
+    """Factors whose gradient on a rank is a part: those that tensor parallelism does not cut."""
+    cut = tp_shard_dims(model)
+    return {n for n, _ in model.named_parameters() if n.endswith(FACTORS) and n not in cut}
 
 
 @torch.no_grad()
@@ -165,17 +159,17 @@ def merged(
     Relies on a module's state dict naming ``weight`` before its factors, A before B.
     """
     scale = (config.alpha or config.rank) / config.rank
-    held: dict[str, torch.Tensor] = {}
+    pending: dict[str, torch.Tensor] = {}
     for name, value in weights:
         if name.endswith(FACTORS):
             prefix, _, factor = name.rpartition(".")
             if factor == "lora_a":
-                held["lora_a"] = value
+                pending["lora_a"] = value
                 continue
-            base = held.pop(f"{prefix}.weight")
-            yield f"{prefix}.weight", base + scale * value @ held.pop("lora_a")
+            base = pending.pop(f"{prefix}.weight")
+            yield f"{prefix}.weight", base + scale * value @ pending.pop("lora_a")
             continue
-        for done in list(held):
-            yield done, held.pop(done)
-        held[name] = value
-    yield from held.items()
+        for done in list(pending):
+            yield done, pending.pop(done)
+        pending[name] = value
+    yield from pending.items()

@@ -7,7 +7,7 @@ every layout and after every resume; it is logged and counted, and too many stop
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,26 @@ from torch import nn
 from components.lib.contract import UserError
 from components.lib.cosmos.dit.attention import AttentionBackend
 from components.lib.cosmos.flops import video_flops
-from components.lib.cosmos.tokenizer.channels_last import use_channels_last
-from components.lib.cosmos.tokenizer.network import (
-    TOKENIZER_PRESETS,
-    CosmosTokenizer,
-    TokenizerConfig,
-)
-from components.lib.cosmos.tokenizer.perceptual import (
+from components.lib.cosmos.perceptual import (
     FlowNetwork,
     VGG16Features,
     check_weights,
     feature_terms,
     flow_term,
     l1,
+    load_vgg16,
     scheduled,
 )
+from components.lib.cosmos.tokenizer.channels_last import use_channels_last
+from components.lib.cosmos.tokenizer.network import (
+    TOKENIZER_PRESETS,
+    CosmosTokenizer,
+    TokenizerConfig,
+)
+from components.lib.manifest import Manifest
 from components.lib.report.quality import psnr, ssim
 from components.lib.shards.dataset import SampleSource, Split, held_out_samples
+from components.lib.store import ObjectStore
 from components.lib.train.data.batches import Batch
 from components.lib.train.data.clips import ClipReader
 from components.lib.train.data.sampler import seed_of
@@ -43,6 +46,7 @@ from components.lib.train.memory.recompute import MemoryPlan
 from components.lib.train.parallel.layout import ParallelLayout
 from components.lib.train.settings.auto_layout import compile_mode
 from components.lib.train.settings.config import TokenizerTrainingConfig
+from components.lib.train.starting import fetch_model
 from components.lib.train.tasks.task import Work
 
 log = logging.getLogger("cosmos.train")
@@ -296,6 +300,41 @@ def compile_networks(net: CosmosTokenizer, mode: str, backend: str = "inductor")
     chosen = mode if backend == "inductor" else None
     for part in (net.encoder, net.decoder):
         part.forward = torch.compile(part.forward, backend=backend, mode=chosen)
+
+
+def make_task(
+    config: TokenizerTrainingConfig,
+    layout: ParallelLayout,
+    source: SampleSource,
+    manifest: Manifest | None,
+    store: ObjectStore | None,
+    start: Path | None,
+) -> TokenizerTask:
+    """The task with the networks that its loss needs."""
+    vgg = None
+    if needs_vgg(config):
+        folder = fetch_model(config.model.vgg_path, store, Path(config.log.log_dir) / "vgg")
+        assert folder is not None
+        vgg = load_vgg16(folder)
+    flow = _open_flow(config, store, layout) if needs_flow(config) else None
+    return TokenizerTask(config, layout, source, vgg, start, flow)
+
+
+def _open_flow(
+    config: TokenizerTrainingConfig, store: ObjectStore | None, layout: ParallelLayout
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    path = config.model.flow_path
+    if path.startswith("s3://"):
+        assert store is not None
+        local = Path(config.log.log_dir) / "flow" / f"{layout.rank}.pt"
+        local.parent.mkdir(parents=True, exist_ok=True)
+        path = str(store.get_file(path, local))
+    if not Path(path).is_file():
+        raise UserError(f"model.flow_path: there is no file {path}.")
+    network = torch.jit.load(path, map_location=layout.device).eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
 
 
 def needs_flow(config: TokenizerTrainingConfig) -> bool:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.lib.cosmos.conditions import Conditions, leading_frames, over_latent
 from components.lib.cosmos.diffusion.edm import (
     CONDITION_SIGMA,
     NoiseConfig,
     denoise,
     draw_sigma,
     edm_loss,
-    frame_mask,
     loss_weight,
     preconditioning,
 )
 
-TEXT = torch.zeros(2, 3, 4)
+TEXT = Conditions(torch.zeros(2, 3, 4))
 
 
-def network(
-    x: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **_: object
-) -> torch.Tensor:
+def network(x: torch.Tensor, c_noise: torch.Tensor, conditions: Conditions) -> torch.Tensor:
     """Some fixed nonlinear function of the inputs."""
     return torch.sin(3 * x) + c_noise.view(-1, 1, 1, 1, 1)
 
@@ -57,7 +54,7 @@ def test_a_network_that_knows_the_answer_has_no_loss() -> None:
     for value in (1e-3, 0.5, 80.0):
         sigma = torch.full((2,), value)
 
-        def oracle(x: torch.Tensor, *_: object, s: float = value, **__: object) -> torch.Tensor:
+        def oracle(x: torch.Tensor, *_: object, s: float = value) -> torch.Tensor:
             clean = (0.5 * latent).double()
             noisy = clean + s * noise.double()
             scaling = preconditioning(torch.tensor(s, dtype=torch.float64))
@@ -71,7 +68,7 @@ def test_guessing_zero_costs_one_for_normalised_latents() -> None:
     latent = torch.randn(4, 16, 4, 16, 16, generator=generator)
     noise = torch.randn(4, 16, 4, 16, 16, generator=generator)
     sigma = torch.tensor([0.01, 0.3, 2.0, 60.0])
-    zero = edm_loss(lambda x, *a, **k: torch.zeros_like(x), latent, sigma, noise, TEXT)
+    zero = edm_loss(lambda x, *_: torch.zeros_like(x), latent, sigma, noise, TEXT)
     assert zero.per_sample.tolist() == pytest.approx([1.0] * 4, abs=0.02)
 
 
@@ -82,7 +79,7 @@ def test_the_network_sees_unit_variance() -> None:
     noise = torch.randn(3, 16, 4, 16, 16, generator=generator)
     sigma = torch.tensor([0.001, 0.5, 80.0])
 
-    def look(x: torch.Tensor, c_noise: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    def look(x: torch.Tensor, c_noise: torch.Tensor, _: Conditions) -> torch.Tensor:
         seen.append((x.flatten(1).std(1), c_noise))
         return x
 
@@ -103,39 +100,37 @@ def test_sigma_draws_are_lognormal_and_repeatable() -> None:
 
 
 def test_conditions_reach_the_network() -> None:
-    seen: dict[str, Any] = {}
+    seen = []
 
-    def look(
-        x: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **extra: object
-    ) -> torch.Tensor:
-        seen.update(extra, text=text)
+    def look(x: torch.Tensor, c_noise: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        seen.append(conditions)
         return x
 
-    fps, padding = torch.tensor([24.0, 30.0]), torch.zeros(2, 1, 24, 24)
-    denoise(look, torch.zeros(2, 4, 2, 3, 3), torch.ones(2), TEXT, fps, padding)
-    assert seen["fps"] is fps and seen["padding_mask"] is padding and seen["text"] is TEXT
-    assert seen["condition_mask"] is None
+    conditions = Conditions(TEXT.text, torch.tensor([24.0, 30.0]), torch.zeros(2, 1, 24, 24))
+    denoise(look, torch.zeros(2, 4, 2, 3, 3), torch.ones(2), conditions)
+    assert seen[0] is conditions
 
 
 class TestVideo2World:
     latent = torch.randn(2, 4, 5, 3, 3, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(2, 4, 5, 3, 3, generator=torch.Generator().manual_seed(2))
     frames = torch.tensor([1, 3])
+    shown = Conditions(TEXT.text, shown_frames=leading_frames(frames, 5))
 
     def test_mask_marks_the_leading_frames(self) -> None:
-        mask = frame_mask(self.frames, self.latent)
+        mask = over_latent(leading_frames(self.frames, 5), self.latent)
         assert mask.shape == (2, 1, 5, 3, 3)
         assert mask[:, 0, :, 0, 0].tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0]]
 
     def test_shown_frames_are_nearly_clean_and_carry_no_loss(self) -> None:
         sigma = torch.tensor([5.0, 40.0])
-        seen: dict[str, Any] = {}
+        seen: dict[str, torch.Tensor] = {}
 
-        def look(x: torch.Tensor, *_: object, **extra: object) -> torch.Tensor:
-            seen.update(extra, x=x)
+        def look(x: torch.Tensor, *_: object) -> torch.Tensor:
+            seen["x"] = x
             return x.detach().requires_grad_()
 
-        result = edm_loss(look, self.latent, sigma, self.noise, TEXT, condition_frames=self.frames)
+        result = edm_loss(look, self.latent, sigma, self.noise, self.shown)
         # as the network would see a clean latent at the small condition noise
         scale = (CONDITION_SIGMA**2 + 0.25) ** -0.5
         shown = scale * (0.5 * self.latent[1, :, :3] + CONDITION_SIGMA * self.noise[1, :, :3])
@@ -145,13 +140,11 @@ class TestVideo2World:
 
         outputs = []
 
-        def remember(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        def remember(x: torch.Tensor, *_: object) -> torch.Tensor:
             outputs.append(x.detach().requires_grad_())
             return outputs[0]
 
-        edm_loss(
-            remember, self.latent, sigma, self.noise, TEXT, condition_frames=self.frames
-        ).loss.backward()
+        edm_loss(remember, self.latent, sigma, self.noise, self.shown).loss.backward()
         gradient = outputs[0].grad
         assert gradient is not None
         assert float(gradient[1, :, :3].abs().max()) == 0

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.lib.contract import Progress, UserError
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.diffusion.edm import denoise
 from components.lib.cosmos.diffusion.sampling import (
     Denoiser,
@@ -70,15 +71,13 @@ def test_preconditioning_equals_diffusers() -> None:
     x, raw = torch.randn(2, 16, 1, 4, 4), torch.randn(2, 16, 1, 4, 4)
     seen: dict[str, torch.Tensor] = {}
 
-    def network(
-        scaled: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **_: object
-    ) -> torch.Tensor:
+    def network(scaled: torch.Tensor, c_noise: torch.Tensor, _: Conditions) -> torch.Tensor:
         seen.update(scaled=scaled, c_noise=c_noise)
         return raw
 
     for sigma in (0.002, 0.3, 1.0, 80.0):
         level = torch.full((2,), sigma)
-        got = denoise(network, x, level, torch.zeros(2, 1, 1))
+        got = denoise(network, x, level, Conditions(torch.zeros(2, 1, 1)))
         one = torch.tensor(sigma)
         assert torch.allclose(got, scheduler.precondition_outputs(x, raw, one), atol=1e-6)
         assert torch.allclose(seen["scaled"], scheduler.precondition_inputs(x, one), atol=1e-6)
@@ -92,7 +91,7 @@ def test_whole_euler_run_equals_diffusers() -> None:
     fps = torch.tensor([24.0])
     config = SamplingConfig(solver="euler", steps=12, guidance=3.0)
     noise = initial_noise((1, 16, 3, 4, 6), 1)
-    ours = sample(guided_denoiser(model, text, negative, 3.0, fps), noise, config)
+    ours = sample(guided_denoiser(model, Conditions(text, fps), negative, 3.0), noise, config)
 
     scheduler = EDMEulerScheduler()
     scheduler.set_timesteps(12)
@@ -102,7 +101,9 @@ def test_whole_euler_run_equals_diffusers() -> None:
             scaled = scheduler.scale_model_input(latents, t)
             sigma = scheduler.sigmas[scheduler.step_index]
             clean = [
-                scheduler.precondition_outputs(latents, model(scaled, t[None], words, fps), sigma)
+                scheduler.precondition_outputs(
+                    latents, model(scaled, t[None], Conditions(words, fps)), sigma
+                )
                 for words in (text, negative)
             ]
             guided = clean[0] + 3.0 * (clean[0] - clean[1])
@@ -171,7 +172,7 @@ def test_res_step_matches_the_published_coefficients() -> None:
 def test_guidance_7_is_a_scale_of_8() -> None:
     calls = iter([torch.full((1,), 3.0), torch.full((1,), 1.0)])
     evaluate = guided_denoiser(
-        lambda *a, **k: next(calls), torch.ones(1, 1, 1), None, 7.0, None, sigma_data=1e9
+        lambda *_: next(calls), Conditions(torch.ones(1, 1, 1)), None, 7.0, sigma_data=1e9
     )
     # with σ_data huge, D is F scaled by σ, so the classifier-free formula can be read off
     x = torch.zeros(1)
@@ -182,13 +183,11 @@ def test_guidance_7_is_a_scale_of_8() -> None:
 def test_no_negative_prompt_means_zero_rows() -> None:
     texts = []
 
-    def network(
-        x: torch.Tensor, c_noise: torch.Tensor, text: torch.Tensor, **_: object
-    ) -> torch.Tensor:
-        texts.append(text)
+    def network(x: torch.Tensor, c_noise: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        texts.append(conditions.text)
         return x
 
-    guided_denoiser(network, torch.ones(1, 4, 2), None, 7.0, None)(torch.zeros(1, 1), 1.0)
+    guided_denoiser(network, Conditions(torch.ones(1, 4, 2)), None, 7.0)(torch.zeros(1, 1), 1.0)
     assert [float(text.abs().sum()) for text in texts] == [8.0, 0.0]
 
 
@@ -204,11 +203,11 @@ def test_evaluations_of_the_reference() -> None:
     counted = []
     config = SamplingConfig()
 
-    def network(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    def network(x: torch.Tensor, *_: object) -> torch.Tensor:
         counted.append(1)
         return x
 
-    evaluate = guided_denoiser(network, torch.zeros(1, 1, 1), None, 7.0, None)
+    evaluate = guided_denoiser(network, Conditions(torch.zeros(1, 1, 1)), None, 7.0)
     sample(evaluate, torch.zeros(1, 1), config)
     assert len(counted) == config.evaluations() == 2 * 36
 
@@ -298,7 +297,11 @@ def test_wrong_companions_are_refused() -> None:
         latent_shape(REQUEST, TOKENIZER_PRESETS["tiny-dv"], model)
     with pytest.raises(UserError, match="text encoder"):
         sample_latent(
-            model, torch.zeros(1, 4, 7), None, (1, 16, 1, 4, 4), 24.0, SamplingConfig(steps=1)
+            model,
+            Conditions(torch.zeros(1, 4, 7)),
+            None,
+            (1, 16, 1, 4, 4),
+            SamplingConfig(steps=1),
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.dit.attention import AttentionBackend
 from components.lib.cosmos.dit.block import Checkpointing
 from components.lib.cosmos.dit.network import (
@@ -21,7 +22,7 @@ from components.lib.cosmos.dit.network import (
     configure_blocks,
     initialise,
     tp_partial_gradient_names,
-    tp_shard_dim,
+    tp_shard_dims,
 )
 
 SMALL = DIT_PRESETS["tiny"].model_copy(update={"layers": 2})
@@ -48,28 +49,32 @@ def inputs(batch: int = 2, config: DiTConfig = SMALL) -> dict[str, torch.Tensor]
     }
 
 
+def run(net: DiT, values: dict[str, torch.Tensor], **more: torch.Tensor) -> torch.Tensor:
+    values = {**values, **more}
+    return net(values["x"], values["c_noise"], Conditions.of_batch(values))
+
+
 def test_output_is_shaped_like_the_latent() -> None:
-    given = inputs()
-    assert model()(**given).shape == given["x"].shape
+    assert run(model(), inputs()).shape == inputs()["x"].shape
 
 
 def test_every_sample_of_a_batch_stands_alone() -> None:
     """Other noise levels, texts and frame rates beside it do not change a sample."""
-    net, given = model(), inputs(3)
-    given["fps"] = torch.tensor([24.0, 12.0, 30.0])
-    together = net(**given)
+    net, values = model(), inputs(3)
+    values["fps"] = torch.tensor([24.0, 12.0, 30.0])
+    together = run(net, values)
     for i in range(3):
-        alone = net(**{name: value[i : i + 1] for name, value in given.items()})
+        alone = run(net, {name: value[i : i + 1] for name, value in values.items()})
         assert torch.allclose(together[i : i + 1], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["c_noise", "text", "fps", "padding_mask"])
 def test_every_condition_changes_the_output(name: str) -> None:
-    net, given = model(), inputs()
-    given["padding_mask"] = torch.zeros(2, 1, 32, 48)
-    before = net(**given)
-    given[name] = given[name] + 0.5
-    assert float((net(**given) - before).detach().abs().max()) > 1e-4
+    net, values = model(), inputs()
+    values["padding_mask"] = torch.zeros(2, 1, 32, 48)
+    before = run(net, values)
+    values[name] = values[name] + 0.5
+    assert float((run(net, values) - before).detach().abs().max()) > 1e-4
 
 
 def test_time_is_measured_in_seconds() -> None:
@@ -85,19 +90,19 @@ def test_time_is_measured_in_seconds() -> None:
 
 
 def test_no_padding_mask_means_nothing_is_padding() -> None:
-    net, given = model(), inputs()
-    assert torch.equal(net(**given), net(**given, padding_mask=torch.zeros(2, 1, 32, 48)))
+    net, values = model(), inputs()
+    assert torch.equal(run(net, values), run(net, values, padding_mask=torch.zeros(2, 1, 32, 48)))
 
 
 def test_padding_mask_is_resized_to_the_nearest_latent_position() -> None:
-    net, given = model(), inputs()
+    net, values = model(), inputs()
     pixels = torch.zeros(2, 1, 32, 48)
     pixels[..., :, 40:] = 1  # the last of six latent columns
     latent = torch.zeros(2, 1, 4, 6)
     latent[..., :, 5:] = 1
-    same = net(**given, padding_mask=latent)
-    assert torch.equal(net(**given, padding_mask=pixels), same)
-    assert not torch.equal(net(**given), same)
+    same = run(net, values, padding_mask=latent)
+    assert torch.equal(run(net, values, padding_mask=pixels), same)
+    assert not torch.equal(run(net, values), same)
 
 
 @pytest.mark.parametrize(
@@ -107,22 +112,22 @@ def test_padding_mask_is_resized_to_the_nearest_latent_position() -> None:
         ({"x": torch.zeros(1, 16, 3, 4, 242)}, "width 242 .* at most 240"),
         ({"x": torch.zeros(1, 16, 129, 4, 6)}, "frames 129"),
         ({"x": torch.zeros(1, 8, 3, 4, 6)}, "8 channels"),
-        ({"condition_mask": torch.zeros(1, 1, 3, 4, 6)}, "does not take a condition mask"),
+        ({"shown_frames": torch.zeros(1, 3)}, "does not take frames that are shown"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(change: dict[str, torch.Tensor], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        model()(**(inputs(1) | change))
+        run(model(), inputs(1), **change)
 
 
-def test_video2world_needs_its_mask() -> None:
+def test_video2world_needs_its_frames() -> None:
     net = model(SMALL.model_copy(update={"condition_mask": True}))
-    with pytest.raises(ValueError, match="needs a condition mask"):
-        net(**inputs(1))
-    mask = torch.zeros(1, 1, 3, 1, 1)
-    plain = net(**inputs(1), condition_mask=mask)
-    mask[:, :, 0] = 1
-    assert not torch.equal(net(**inputs(1), condition_mask=mask), plain)
+    with pytest.raises(ValueError, match="needs frames that are shown"):
+        run(net, inputs(1))
+    shown = torch.zeros(1, 3)
+    plain = run(net, inputs(1), shown_frames=shown)
+    shown[:, 0] = 1
+    assert not torch.equal(run(net, inputs(1), shown_frames=shown), plain)
 
 
 def test_settings_without_a_3d_position_are_refused() -> None:
@@ -183,7 +188,7 @@ def test_what_checkpointing_recomputes(checkpointing: Checkpointing) -> None:
     net = model()
     configure_blocks(net, checkpointing=checkpointing)
     with Count():
-        out = net(**inputs())
+        out = run(net, inputs())
         forward = dict(runs)
         out.square().mean().backward()
     assert forward["attention"] == 4
@@ -203,7 +208,7 @@ def test_light_checkpointing_repeats_no_matrix_product(batch: int) -> None:
     for kind in kinds:
         net = model()
         configure_blocks(net, checkpointing=kind)
-        out = net(**inputs(batch))
+        out = run(net, inputs(batch))
         with FlopCounterMode(display=False) as counter:
             out.square().mean().backward()
         spent[kind] = counter.get_total_flops()
@@ -214,21 +219,21 @@ def test_inference_recomputes_nothing_and_needs_no_gradient() -> None:
     net = model()
     configure_blocks(net, checkpointing="full")
     with torch.no_grad():
-        assert not net(**inputs()).requires_grad
+        assert not run(net, inputs()).requires_grad
 
 
 @pytest.mark.parametrize("backend", ["auto", "flash", "math"])
 def test_attention_kernels_agree(backend: AttentionBackend) -> None:
-    net, given = model(), inputs()
-    expected = net(**given)
+    net, values = model(), inputs()
+    expected = run(net, values)
     configure_blocks(net, attention=backend)
-    assert torch.allclose(net(**given), expected, atol=1e-5)
+    assert torch.allclose(run(net, values), expected, atol=1e-5)
 
 
 def test_weights_decide_the_dtype() -> None:
-    net, given = model(), inputs()
-    expected = net(**given)
-    half = net.bfloat16()(**given)
+    net, values = model(), inputs()
+    expected = run(net, values)
+    half = run(net.bfloat16(), values)
     assert half.dtype == torch.bfloat16
     error = (half.float() - expected).abs().mean() / expected.abs().mean()
     assert float(error) < 0.05
@@ -236,15 +241,12 @@ def test_weights_decide_the_dtype() -> None:
 
 def test_cut_dimensions_are_those_of_column_and_row_layers() -> None:
     net = model()
-    cut = {name: tp_shard_dim(name) for name, _ in net.named_parameters()}
+    cut = tp_shard_dims(net)
     block = "blocks.block0.blocks"
     assert [cut[f"{block}.1.block.attn.to_{x}.0.weight"] for x in "qkv"] == [0, 0, 0]
     assert cut[f"{block}.0.block.attn.to_out.0.weight"] == 1
     assert (cut[f"{block}.2.block.layer1.weight"], cut[f"{block}.2.block.layer2.weight"]) == (0, 1)
-    assert sum(dim is not None for dim in cut.values()) == 2 * (4 + 4 + 2)
-    # the layers say the same of themselves
-    for name, parameter in net.named_parameters():
-        assert getattr(parameter, "partition_dim", None) == cut[name]
+    assert len(cut) == 2 * (4 + 4 + 2)
     assert tp_partial_gradient_names(net) == []
 
 

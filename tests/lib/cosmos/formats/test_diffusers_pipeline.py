@@ -22,6 +22,7 @@ from diffusers import (
 )
 from diffusers.models.transformers import transformer_cosmos
 
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.diffusion.edm import SIGMA_DATA
 from components.lib.cosmos.diffusion.sampling import (
     SamplingConfig,
@@ -83,7 +84,8 @@ def test_a_whole_run_from_noise_to_frames_equals_diffusers_pipeline(
     config = SamplingConfig(solver="euler", steps=12, guidance=3.0)
     noise = initial_noise((1, 16, 3, HEIGHT // 8, WIDTH // 8), config.seed)
 
-    evaluate = guided_denoiser(dit, text, negative, config.guidance, torch.tensor([float(FPS)]))
+    conditions = Conditions(text, torch.tensor([float(FPS)]))
+    evaluate = guided_denoiser(dit, conditions, negative, config.guidance)
     latent = sample(evaluate, noise, config)
     frames = decode_frames(tokenizer, latent / SIGMA_DATA, FRAMES)
 

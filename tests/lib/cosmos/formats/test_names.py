@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
 
-from components.lib.contract import UserError
+from components.lib.contract import Frozen, UserError
 from components.lib.cosmos.dit.config import DIT_PRESETS
 from components.lib.cosmos.formats import names
 from components.lib.cosmos.formats.diffusers_folder import (
@@ -29,7 +29,7 @@ def test_every_dit_parameter_has_its_place_in_diffusers(preset: str) -> None:
     config = DIT_PRESETS[preset]
     with torch.device("meta"):
         theirs = shapes_of(CosmosTransformer3DModel(**dit_to_diffusers_config(config)))
-    ours = expected_shapes("dit", config)
+    ours = expected_shapes(config)
     ours.pop(COUNTER)
     assert {names.dit_to_diffusers(name): shape for name, shape in ours.items()} == theirs
     assert {names.dit_from_diffusers(name): shape for name, shape in theirs.items()} == ours
@@ -41,7 +41,7 @@ def test_every_tokenizer_parameter_has_its_place_in_diffusers(preset: str) -> No
     values = tokenizer_to_diffusers_config(config, *default_statistics(config))
     with torch.device("meta"):
         theirs = shapes_of(AutoencoderKLCosmos(**values))
-    ours = expected_shapes("tokenizer", config)
+    ours = expected_shapes(config)
     assert {names.tokenizer_to_diffusers(name): shape for name, shape in ours.items()} == theirs
     assert {names.tokenizer_from_diffusers(name): shape for name, shape in theirs.items()} == ours
 
@@ -49,7 +49,7 @@ def test_every_tokenizer_parameter_has_its_place_in_diffusers(preset: str) -> No
 @pytest.mark.parametrize("preset", list(TOKENIZER_PRESETS))
 def test_archives_bear_the_names_of_the_training_network(preset: str) -> None:
     config = TOKENIZER_PRESETS[preset]
-    assert autoencoder_shapes(config) == expected_shapes("tokenizer", config)
+    assert autoencoder_shapes(config) == expected_shapes(config)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_entries_that_are_no_parameters_are_left_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("config", [*DIT_PRESETS.values(), *TOKENIZER_PRESETS.values()])
-def test_no_parameter_is_left_out(config: object) -> None:
-    shapes = expected_shapes("dit", config)  # type: ignore[arg-type]
+def test_no_parameter_is_left_out(config: Frozen) -> None:
+    shapes = expected_shapes(config)
     assert [name for name in shapes if names.is_ignorable(name)] in ([], [COUNTER])
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from components.lib.contract import UserError
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.formats import names, tiny
 from components.lib.cosmos.formats.exporting import Dtype, Form, export_model
 from components.lib.cosmos.formats.importing import import_model
@@ -91,7 +92,7 @@ def test_an_exported_dit_gives_diffusers_the_same_outputs(
     text = torch.randn(1, 32, 64, generator=generator)
     mask = torch.zeros(1, 1, 64, 96)
     with torch.no_grad():
-        a = ours(x, noise, text, fps=torch.tensor([24.0]), padding_mask=mask)
+        a = ours(x, noise, Conditions(text, torch.tensor([24.0]), mask))
         b = theirs(x, noise, text, fps=24, padding_mask=mask).sample
     assert a.abs().max() > 0.01
     assert (a - b).abs().max() < 1e-4

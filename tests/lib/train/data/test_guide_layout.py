@@ -43,7 +43,7 @@ def guide_folder(
         for shard in sorted(latent_folder.glob(f"{split}-*.tar")):
             tar = IndexedShard(shard)
             for index in range(len(tar.samples)):
-                latent, info = parse_latent(tar.read(index)[1])
+                latent, info, _ = parse_latent(tar.read(index)[1])
                 embedding = load_file(
                     wide_prompts / "prompts" / f"{info.prompt_sha256}.safetensors"
                 )

@@ -14,11 +14,11 @@ from components.lib.manifest import Manifest
 from components.lib.shards.dataset import largest_latent
 from components.lib.train import run
 from components.lib.train.parallel.layout import stop_processes
-from components.lib.train.settings.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+from components.lib.train.settings.config import TrainConfig
 from components.lib.train.settings.overrides import apply_overrides
 from components.lib.train.settings.recipes import recipe
 
-Advice = Callable[..., tuple[str, DiffusionTrainingConfig | TokenizerTrainingConfig]]
+Advice = Callable[..., tuple[str, TrainConfig]]
 # What PyTorch 2.13 says.
 ALLOCATOR = (
     "CUDA out of memory. Tried to allocate 2.31 GiB. GPU 0 has a total capacity of 79.10 GiB of "
@@ -36,9 +36,7 @@ def advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Advice:
     monkeypatch.setattr(run, "build_engine", build)
     here = ["trainer.accelerator=cpu", "trainer.engine=plain", f"log.log_dir={tmp_path}"]
 
-    def advised(
-        factory: str, *overrides: str
-    ) -> tuple[str, DiffusionTrainingConfig | TokenizerTrainingConfig]:
+    def advised(factory: str, *overrides: str) -> tuple[str, TrainConfig]:
         config = apply_overrides(recipe(factory), [*here, *overrides])
         try:
             with pytest.raises(UserError) as told:

@@ -429,7 +429,7 @@ def samples_of_step(step: int, latents: Path, prompts: Path) -> list[SimpleNames
     found = []
     for number in range(4 * step, 4 * step + 4):
         shard, index = order.at(number)
-        latent, info = parse_latent(tars[shard].read(index)[1])
+        latent, info, _ = parse_latent(tars[shard].read(index)[1])
         draws = SampleNoise(number, 1, DiffusionModel(), latent.shape)
         assert info.prompt_sha256 is not None
         text = PromptSource(None, prompts, None).embedding(info.prompt_sha256)

@@ -13,13 +13,15 @@ from components.lib.contract import UserError
 from components.lib.train.loggers import MetricsLog, Wandb, wandb_project
 from components.lib.train.schedule import learning_rate
 from components.lib.train.settings.config import (
+    DiffusionTrainingConfig,
     LogConfig,
     LrScheduler,
     OptimConfig,
     OptimizerConfig,
+    TokenizerTrainingConfig,
 )
 from components.lib.train.settings.overrides import apply_overrides, describe, iter_fields
-from components.lib.train.settings.recipes import FACTORIES, recipe
+from components.lib.train.settings.recipes import recipe, recipes
 
 
 def test_the_guides_words_are_understood() -> None:
@@ -39,7 +41,8 @@ def test_the_guides_words_are_understood() -> None:
         recipe("train_tokenizer"),
         ["model.jit_ckpt_pth=/jit", 'model.model="Cosmos-1.0-Tokenizer-DV8x16x16"'],
     )
-    assert tokenizer.model.model == "Cosmos-1.0-Tokenizer-DV8x16x16"  # type: ignore[union-attr]
+    assert isinstance(tokenizer, TokenizerTrainingConfig)
+    assert tokenizer.model.model == "Cosmos-1.0-Tokenizer-DV8x16x16"
 
 
 def test_recipes_have_the_reference_hyperparameters() -> None:
@@ -53,12 +56,14 @@ def test_recipes_have_the_reference_hyperparameters() -> None:
         # chosen at start: the guides' 8 on eight GPUs (test_choices)
         assert (strategy.tensor_model_parallel_size, strategy.sequence_parallel) == (0, True)
         assert (config.trainer.gradient_clip_val, config.trainer.max_steps) == (1.0, 1000)
-        assert config.model.text_dropout == 0.2  # type: ignore[union-attr]
+        assert isinstance(config, DiffusionTrainingConfig)
+        assert config.model.text_dropout == 0.2
     tokenizer = recipe("train_tokenizer")
     adam = tokenizer.optim.config
     assert (adam.lr, adam.adam_beta1, adam.weight_decay) == (1e-4, 0.5, 0.01)
-    assert tokenizer.model.perceptual_weight == (0.1, 0.073)  # type: ignore[union-attr]
-    assert tokenizer.data.task_encoder.crop == (256, 256)  # type: ignore[union-attr]
+    assert isinstance(tokenizer, TokenizerTrainingConfig)
+    assert tokenizer.model.perceptual_weight == (0.1, 0.073)
+    assert tokenizer.data.task_encoder.crop == (256, 256)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,7 @@ def test_a_wrong_recipe_names_the_nearest() -> None:
         recipe("cosmos_diffusion_7b_finetune")
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", recipes())
 def test_help_tells_every_field_of_every_recipe(name: str) -> None:
     config = recipe(name)
     text = describe(config)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from components.lib.cosmos.tokenizer.perceptual import (
+from components.lib.cosmos.perceptual import (
     TAP_WEIGHTS,
     VGG16Features,
     feature_terms,

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from components.lib.contract import UserError
 from components.lib.cosmos.formats import tiny
 from components.lib.cosmos.formats.importing import import_model
-from components.lib.cosmos.tokenizer.perceptual import load_vgg16
+from components.lib.cosmos.perceptual import load_vgg16
 
 CHANGE = 2  # the step at which the weights change
 SCHEDULE = [
