@@ -73,9 +73,7 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_round_trip_is_bit_exact(
-    canonical: Path, returned: Exports, name: str, form: Form
-) -> None:
+def test_round_trip_is_bit_exact(canonical: Path, returned: Exports, name: str, form: Form) -> None:
     assert_equal(load_state_dict(canonical / name), load_state_dict(returned(name, form)))
 
 

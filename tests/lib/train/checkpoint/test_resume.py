@@ -29,6 +29,7 @@ from components.lib.store.embedded import EmbeddedStore
 pytestmark = pytest.mark.resume
 CAMPAIGN = int(os.environ.get("COSMOS_RESUME_CAMPAIGN", "3"))
 STEPS = max(24, 6 * CAMPAIGN)
+LOW_RANK = ("model.lora.rank=4", "optim.config.lr=1e-2")
 PATIENCE_S = 400  # only a hang takes longer, however loaded the machine is
 
 
@@ -120,11 +121,29 @@ def make_run(
 
 
 @pytest.fixture(scope="module")
-def calm(make_run: Callable[..., Run]) -> Run:
-    """The undisturbed run, to compare with."""
-    run = make_run("calm")
-    run.finish()
-    return run
+def calm_runs(
+    make_run: Callable[..., Run],
+    trainings: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Run]:
+    """The undisturbed runs, to compare with, trained by the same two processes."""
+    runs = {"whole": make_run("calm"), "low rank": make_run("calm-low-rank", *LOW_RANK)}
+    runs["low rank"].ranks = 1
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in runs["whole"].env.items():
+            patch.setenv(name, value)
+        trainings(
+            tmp_path_factory.mktemp("calm-runs"),
+            [
+                {
+                    "world": run.ranks,
+                    "folder": str(run.log),
+                    "arguments": [*run.arguments, f"log.store_uri={run.uri}"],
+                }
+                for run in runs.values()
+            ],
+        )
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +190,7 @@ def assert_same(store: ObjectStore, rough: Run, calm: Run, hint: str = "") -> No
 
 @pytest.mark.timeout(1200 + 400 * CAMPAIGN)
 def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
-    make_run: Callable[..., Run], calm: Run, store: ObjectStore
+    make_run: Callable[..., Run], calm_runs: dict[str, Run], store: ObjectStore
 ) -> None:
     rough = make_run("rough")
     seed = int(os.environ.get("COSMOS_RESUME_SEED", "1"))
@@ -181,7 +200,7 @@ def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
         last = rough.reached() if rough.log.is_dir() else 0
         rough.interrupt(ways[number % 3], min(last + random.randint(2, 6), STEPS - 1))
     rough.finish()
-    assert_same(store, rough, calm, f"seed {seed}")
+    assert_same(store, rough, calm_runs["whole"], f"seed {seed}")
     said = rough.output.read_text()
     assert said.count("resuming from") >= min(CAMPAIGN, 3) - 1
     if CAMPAIGN >= 2:
@@ -189,22 +208,21 @@ def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
 
 
 def test_interrupted_low_rank_training_equals_the_undisturbed_one(
-    make_run: Callable[..., Run], store: ObjectStore, dit_folder: Path
+    make_run: Callable[..., Run], calm_runs: dict[str, Run], store: ObjectStore, dit_folder: Path
 ) -> None:
     """A checkpoint holds the factors alone; the base comes from where it came from at first.
 
-    One rank: `test_layouts` resumes such a training on several.
+    One rank: `test_layouts` resumes such a training on several. The long form also kills it.
     """
     from components.lib.cosmos.model_folder import load_state_dict
 
-    low_rank = ("model.lora.rank=4", "optim.config.lr=1e-2")
-    calm, rough = make_run("calm-low-rank", *low_rank), make_run("low-rank", *low_rank)
-    calm.ranks = rough.ranks = 1
-    calm.finish()
-    rough.interrupt("kill a rank", 5)
+    rough = make_run("low-rank", *LOW_RANK)
+    rough.ranks = 1
+    if CAMPAIGN > 3:
+        rough.interrupt("kill a rank", 5)
     rough.interrupt("terminate", 9)
     rough.finish()
-    assert_same(store, rough, calm)
+    assert_same(store, rough, calm_runs["low rank"])
     base, trained = load_state_dict(dit_folder), weights(store, rough, "model")
     assert any(not torch.equal(base[name], trained[name]) for name in base)
     said = rough.output.read_text()
@@ -212,14 +230,14 @@ def test_interrupted_low_rank_training_equals_the_undisturbed_one(
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
-    killed_copy: Run, calm: Run, store: ObjectStore
+    killed_copy: Run, calm_runs: dict[str, Run], store: ObjectStore
 ) -> None:
     rough = killed_copy
     saved = sorted(info.uri for info in store.list(rough.uri + "checkpoints/"))
     newest = [uri for uri in saved if uri.endswith("/manifest.json")][-1].rsplit("/", 1)[0]
     store.put_bytes(next(uri for uri in saved if uri.startswith(f"{newest}/shard")), b"other bytes")
     rough.finish()
-    assert_same(store, rough, calm)
+    assert_same(store, rough, calm_runs["whole"])
     said = rough.output.read_text()
     assert f"{newest[len(rough.uri) :]}/ cannot be read, trying the one before" in said
     assert "resuming from checkpoints/step-" in said
