@@ -138,7 +138,7 @@ def test_a_layout_that_computes_something_else_is_named() -> None:
 def test_the_layouts_command_ends_at_its_deadline(tmp_path: Path) -> None:
     # 56,320 tokens on two CPU cores: no step ends before the deadline
     arguments = ("--processes", "2", "--restore-layers", "0", "--latent", "16x16x88x160")
-    options = ("--deadline", "40", "--least", "1", "--no-agreement")
+    options = ("--deadline", "20", "--least", "1", "--no-agreement")
     text, records = layouts(tmp_path, *arguments, *options)
     assert [record["layout"] for record in records] == ["TP2", "FSDP2"]
     assert "at the deadline" in str(records[0]["error"])

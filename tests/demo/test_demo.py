@@ -1,14 +1,17 @@
 """The newcomer's command: both pipelines on real video, reports to look at, reuse, kills.
 
-One demo run serves most tests here. The kill test's full form is ``make campaign-demo``.
+One demo run serves all tests here. The kill test's full form is ``make campaign-demo``, which
+kills a demo of its own at random moments.
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +25,8 @@ CHROMIUM_FLAGS = (
     "headless=new no-sandbox disable-gpu disable-quic no-first-run "
     "disable-background-networking disable-component-update disable-sync"
 )
-KILLS = int(os.environ.get("COSMOS_DEMO_KILLS", "2"))
+KILLS = int(os.environ.get("COSMOS_DEMO_KILLS", "0"))  # 0: the short form
+LATE = ("training", "evaluation", "promotion")
 
 
 class Demo(NamedTuple):
@@ -166,21 +170,67 @@ def test_every_stage_runs_alone_from_a_config_file(demo: Demo, tmp_path: Path) -
                 assert again.uri == manifest.uri
 
 
-def test_killed_demo_finishes_when_started_again(tmp_path: Path) -> None:
-    rng = random.Random(20)
-    for _ in range(KILLS):
-        process = subprocess.Popen(
-            [CLI, "demo", "--workspace", str(tmp_path)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            process.wait(timeout=rng.uniform(3, 70))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    done = run_demo(tmp_path)
+def test_killed_demo_finishes_when_started_again(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The short form goes on in the workspace of the finished demo, of which the tokenizer's
+    training and what follows it were removed. It is killed while it starts, and while it trains."""
+    if KILLS:
+        workspace, generator = tmp_path, random.Random(20)
+        for _ in range(KILLS):
+            killed_demo(workspace, seconds=generator.uniform(3, 70))
+    else:
+        workspace = request.getfixturevalue("demo").workspace
+        remove_outputs(workspace, "tokenizer", LATE)
+        killed_demo(workspace, seconds=random.Random(20).uniform(1, 6))
+        said = killed_demo(workspace, mark="GiB stored in")
+        assert "== tokenizer ==" in said and "checkpoint of step" in said
+    done = run_demo(workspace)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert KILLS or "resuming from" in done.stdout
     for name in ("diffusion", "tokenizer"):
-        assert (tmp_path / "reports" / f"{name}-evaluation.html").is_file()
+        assert (workspace / "reports" / f"{name}-evaluation.html").is_file()
+
+
+def remove_outputs(workspace: Path, pipeline: str, stages: tuple[str, ...]) -> None:
+    """Remove what these stages of the pipeline's first run wrote, and the reports."""
+    from components.lib.store import ObjectStore
+    from components.lib.store.embedded import EmbeddedStore
+
+    journal = min((workspace / "runs").glob(f"{pipeline}-*.jsonl"))
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    folders = [record["manifest"].rpartition("/")[0] for record in records]
+    with EmbeddedStore(workspace) as embedded:
+        store = ObjectStore.from_env(embedded.env)
+        for record, folder in zip(records, folders, strict=True):
+            for info in list(store.list(f"{folder}/")) if record["stage"] in stages else []:
+                store.delete(info.uri)
+    shutil.rmtree(workspace / "reports")
+
+
+def killed_demo(workspace: Path, seconds: float = 600, mark: str = "") -> str:
+    """A demo that is killed after so many seconds, or once it says ``mark``; what it said."""
+    process = subprocess.Popen(
+        [CLI, "demo", "--workspace", workspace.name],
+        cwd=workspace.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+    assert process.stdout is not None
+    limit = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+    limit.start()
+    said = ""
+    try:
+        for line in process.stdout:
+            said += line
+            if mark and mark in line:
+                break
+    finally:
+        limit.cancel()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    return said

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from components.lib.manifest import Manifest, load_manifest
 from components.lib.store import ObjectStore
+from components.lib.store.embedded import EmbeddedStore
 
 CLI = str(Path(sys.executable).parent / "cosmos-pipelines")
 SMALL = (
@@ -51,17 +54,20 @@ class Pipeline:
         return load_manifest(uris[-1], self.store)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pipeline(
-    store: ObjectStore,
-    storage_root: str,
-    store_env: dict[str, str],
+    embedded_store: EmbeddedStore,
+    shared_client: ObjectStore,
     clips: dict[str, Path],
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Pipeline:
-    """The pipeline over two real clips."""
-    videos = tmp_path / "videos"
+    """The pipeline over two real clips, of which one has a prompt of its own."""
+    workspace = tmp_path_factory.mktemp("diffusion")
+    videos = workspace / "videos"
     videos.mkdir()
     for name in ("bikes", "bigbuckbunny"):
         (videos / f"{name}.mp4").write_bytes(clips[name].read_bytes())
-    return Pipeline(store, storage_root, videos, tmp_path, store_env)
+    (videos / "bikes.txt").write_text("Cyclists ride along a street.\n")
+    root = f"s3://cosmos/diffusion-{uuid.uuid4().hex[:12]}"
+    environment = {**os.environ, **embedded_store.env}
+    return Pipeline(shared_client, root, videos, workspace, environment)

@@ -1,6 +1,6 @@
 """Killed at random moments, the stage resumes and writes what an undisturbed run writes.
 
-COSMOS_KILLS=20 runs the long form.
+COSMOS_KILLS=20 runs the long form, on more clips.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from components.lib.manifest import MANIFEST_NAME, load_manifest
 from components.lib.progress import LineProgress
 from components.lib.store import ObjectStore
 from components.lib.video.records import VideoRecord
-from tests.latent_encoding.kills import kill_count, run_undisturbed, run_with_kills
+from tests.latent_encoding.kills import (
+    imported,
+    kill_count,
+    long_form,
+    run_undisturbed,
+    run_with_kills,
+)
 
 
 def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
@@ -31,15 +37,17 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
         make_record(clips["bigbuckbunny"]),
     ]
     options: dict[str, Any] = {
-        "chunks_per_video": 15,
-        "shard_samples": 8,
+        "chunks_per_video": 15 if long_form() else 6,
+        "shard_samples": 8 if long_form() else 4,
         "save_every_s": 0,
         "batch_clips": 2,
     }
     config = make_config(put_videos(records), **options)
-    uri, seconds = run_undisturbed("latent_encoding", config, store_env)
+    with imported("latent_encoding", store_env) as stage:
+        uri, seconds = run_undisturbed(stage, config)
+        done = run_with_kills(stage, config, seconds, kill_count(), seed=0)
     calm = load_manifest(uri, store)
-    for uri in run_with_kills("latent_encoding", config, store_env, seconds, kill_count(), seed=0):
+    for uri in done:
         resumed = load_manifest(uri, store)
         assert resumed.content == calm.content
         assert [entry.sha256 for entry in resumed.files] == [entry.sha256 for entry in calm.files]

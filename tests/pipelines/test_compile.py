@@ -11,9 +11,10 @@ import yaml
 
 from components.harness.stages import stage_config, stage_names, stages_in_order
 from components.lib.contract import UserError
+from pipelines import compiling
 from pipelines.catalog import COMPILED, ENCODING, PIPELINES
 from pipelines.commands.compile import command
-from pipelines.compiling import compile_pipeline, image_overrides
+from pipelines.compiling import image_overrides
 from pipelines.stage_list import with_stage_list
 
 PICTURES = COMPILED.parent / "pictures"
@@ -34,7 +35,7 @@ def text(form: tuple[str, int]) -> str:
     name, pods = form
     if pods == 1:
         return (COMPILED / f"{name}.yaml").read_text()
-    return compile_pipeline(name, encode_pods=pods)
+    return compiling.compile_pipeline(name, encode_pods=pods)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def steps(documents: list[Any]) -> dict[str, Any]:
 
 def test_committed_yaml_is_current(tmp_path: Path) -> None:
     for name in PIPELINES:
-        assert compile_pipeline(name) == (COMPILED / f"{name}.yaml").read_text()
+        assert compiling.compile_pipeline(name) == (COMPILED / f"{name}.yaml").read_text()
 
 
 def test_stale_yaml_fails_the_check(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_a_fleet_run_trains_under_a_condition_and_always_reports(name: str) -> N
 @pytest.mark.parametrize("name", PIPELINES)
 def test_jobs_run_in_the_image_of_their_step(name: str) -> None:
     pinned = "registry.example/cosmos/train@sha256:" + "1" * 64
-    text = compile_pipeline(name, image_overrides([f"train={pinned}"]))
+    text = compiling.compile_pipeline(name, image_overrides([f"train={pinned}"]))
     step = executors(list(yaml.safe_load_all(text)))["exec-training"]["container"]
     assert step["image"] == pinned
     assert {"name": "COSMOS_TRAIN_IMAGE", "value": pinned} in step["env"]
@@ -178,7 +179,7 @@ def test_the_kind_of_gpu_can_be_chosen(
     name, plain = compiled
     assert not any("nodeSelector" in item for item in platform(plain).values())
     kind = "NVIDIA-H100-80GB-HBM3"
-    compiled_for = compile_pipeline(name, gpu_type=kind, encode_pods=form[1])
+    compiled_for = compiling.compile_pipeline(name, gpu_type=kind, encode_pods=form[1])
     documents = list(yaml.safe_load_all(compiled_for))
     chosen = {
         executor: item["nodeSelector"]["labels"]
@@ -198,7 +199,7 @@ def test_the_kind_of_gpu_can_be_chosen(
 
 @pytest.mark.parametrize("name", ENCODING)
 def test_pods_share_the_encoding_and_one_task_waits_for_all(name: str) -> None:
-    (spec, *_) = yaml.safe_load_all(compile_pipeline(name, encode_pods=3))
+    (spec, *_) = yaml.safe_load_all(compiling.compile_pipeline(name, encode_pods=3))
     dags = [spec["root"], *(c for c in spec["components"].values() if "dag" in c)]
     (tasks,) = [d["dag"]["tasks"] for d in dags if "latent-encoding" in d["dag"]["tasks"]]
     ((loop, iterated),) = [item for item in tasks.items() if "parameterIterator" in item[1]]
@@ -264,7 +265,7 @@ def test_a_stale_list_of_stages_in_the_readme_fails_the_check(
 
 def test_images_can_be_pinned_by_digest() -> None:
     pinned = "registry.example/cosmos/data@sha256:" + "0" * 64
-    text = compile_pipeline("tokenizer", image_overrides([f"data={pinned}"]))
+    text = compiling.compile_pipeline("tokenizer", image_overrides([f"data={pinned}"]))
     images = {e["container"]["image"] for e in executors(list(yaml.safe_load_all(text))).values()}
     assert pinned in images
     with pytest.raises(UserError, match="--image dta=x"):

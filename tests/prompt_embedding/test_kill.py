@@ -1,6 +1,6 @@
 """Killed at random moments, the stage resumes and writes what an undisturbed run writes.
 
-COSMOS_KILLS=20 runs the long form.
+COSMOS_KILLS=20 runs the long form, on more prompts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ from typing import Any
 
 from components.lib.manifest import load_manifest
 from components.lib.store import ObjectStore
-from tests.latent_encoding.kills import kill_count, run_undisturbed, run_with_kills
+from tests.latent_encoding.kills import (
+    imported,
+    kill_count,
+    long_form,
+    run_undisturbed,
+    run_with_kills,
+)
 
 
 def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
@@ -19,11 +25,14 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
     put_prompts: Callable[..., str],
     make_config: Callable[..., Any],
 ) -> None:
-    prompts = [f"a car drives past house number {k} " * (1 + k % 40) for k in range(200)]
+    count = 200 if long_form() else 60
+    prompts = [f"a car drives past house number {k} " * (1 + k % 40) for k in range(count)]
     config = make_config(put_prompts(*prompts), max_tokens=1024)
-    uri, seconds = run_undisturbed("prompt_embedding", config, store_env)
+    with imported("prompt_embedding", store_env) as stage:
+        uri, seconds = run_undisturbed(stage, config)
+        done = run_with_kills(stage, config, seconds, kill_count(), seed=0)
     calm = load_manifest(uri, store)
-    for uri in run_with_kills("prompt_embedding", config, store_env, seconds, kill_count(), seed=0):
+    for uri in done:
         resumed = load_manifest(uri, store)
         assert resumed.content == calm.content
-        assert len(resumed.files) == 201
+        assert len(resumed.files) == count + 1

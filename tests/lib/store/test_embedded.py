@@ -65,6 +65,13 @@ def start_writer(workspace: Path, journal: Path, seed: int) -> tuple[subprocess.
     return process, int(line)
 
 
+@pytest.fixture
+def quick_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that nobody starts again need not drain their queue of deletions."""
+    monkeypatch.setattr("components.lib.store.embedded.STOP_S", 0.2)
+
+
+@pytest.mark.usefixtures("quick_stop")
 @pytest.mark.parametrize("victim", ["owner", "server", "both"])
 def test_nothing_acknowledged_is_lost_when_killed(tmp_path: Path, victim: str) -> None:
     journal = tmp_path / "journal"
@@ -129,6 +136,7 @@ def test_a_second_user_is_told_who_holds_the_workspace(
     assert embedded_store.client().stat("s3://cosmos/none") is None
 
 
+@pytest.mark.usefixtures("quick_stop")
 def test_an_exception_inside_stops_the_server_and_frees_the_workspace(tmp_path: Path) -> None:
     pids = []
     for _ in range(2):
@@ -138,6 +146,7 @@ def test_an_exception_inside_stops_the_server_and_frees_the_workspace(tmp_path: 
     assert all(pid is not None and gone(pid, 0.1) for pid in pids)
 
 
+@pytest.mark.usefixtures("quick_stop")
 def test_a_server_started_by_a_thread_that_ended_goes_on(tmp_path: Path) -> None:
     server = EmbeddedStore(tmp_path)
     starter = threading.Thread(target=server.start)
@@ -209,6 +218,7 @@ def test_a_disk_that_is_full_is_said_at_the_start(
         EmbeddedStore(tmp_path).start()
 
 
+@pytest.mark.usefixtures("quick_stop")
 def test_a_key_that_may_only_read(tmp_path: Path) -> None:
     pair = {"accessKey": "OWNER", "secretKey": "owner-secret"}
     reader = {"accessKey": "READER", "secretKey": "reader-secret"}

@@ -92,6 +92,14 @@ def sized_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_sizes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents of two sizes, which differ in every dimension: 27 and 80 tokens."""
+    folder = tmp_path_factory.mktemp("two-sizes")
+    write_latents(folder, [LATENT, (16, 4, 8, 10)])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def prompt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embeddings of the prompts of `latent_folder`."""
     from safetensors.torch import save_file

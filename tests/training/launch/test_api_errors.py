@@ -25,7 +25,7 @@ def succeed(kubernetes: FakeKubernetes, name: str) -> None:
     kubernetes.worker(name)
     kubernetes.condition(name, "Running")
     kubernetes.log(f"{name}-master-0", "one", "two<cut>", "three")
-    time.sleep(1.2)
+    time.sleep(0.6)  # several looks at the job, and time for a request that hangs
     kubernetes.master(name, "Succeeded")
     kubernetes.condition(name, "Succeeded")
 

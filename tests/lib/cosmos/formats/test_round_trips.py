@@ -1,4 +1,7 @@
-"""import -> export -> import is bit-exact for every form; exports load where they should."""
+"""import -> export -> import is bit-exact for every form; exports load where they should.
+
+An export, and a process that cannot import this project, take seconds: several tests look at each.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
+from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +36,35 @@ FORMS: list[tuple[str, Form]] = [
 ]
 
 
+Exports = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def exported(canonical: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """exported(name, form, dtype) -> the folder of that export, made once."""
+
+    @cache
+    def export(name: str, form: Form, dtype: Dtype = "keep") -> Path:
+        folder = tmp_path_factory.mktemp("exported") / "out"
+        export_model(canonical / name, folder, form, dtype=dtype)
+        return folder
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def returned(exported: Exports, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """returned(name, form) -> the folder of that export imported again, made once."""
+
+    @cache
+    def back(name: str, form: Form) -> Path:
+        folder = tmp_path_factory.mktemp("returned") / "back"
+        import_model(exported(name, form), folder)
+        return folder
+
+    return back
+
+
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     for name, tensor in a.items():
@@ -38,22 +73,18 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_round_trip_is_bit_exact(canonical: Path, tmp_path: Path, name: str, form: Form) -> None:
-    export_model(canonical / name, tmp_path / "exported", form)
-    import_model(tmp_path / "exported", tmp_path / "back")
-    assert_equal(load_state_dict(canonical / name), load_state_dict(tmp_path / "back"))
+def test_round_trip_is_bit_exact(canonical: Path, returned: Exports, name: str, form: Form) -> None:
+    assert_equal(load_state_dict(canonical / name), load_state_dict(returned(name, form)))
 
 
 @pytest.mark.parametrize(
     ("name", "form"), [(tiny.DIT_FOLDER, "diffusers"), (tiny.CV_FOLDER, "jit")]
 )
 def test_the_config_survives_a_round_trip(
-    canonical: Path, tmp_path: Path, name: str, form: Form
+    canonical: Path, returned: Exports, name: str, form: Form
 ) -> None:
-    export_model(canonical / name, tmp_path / "exported", form)
-    import_model(tmp_path / "exported", tmp_path / "back")
     load = load_dit if name == tiny.DIT_FOLDER else load_tokenizer
-    assert load(tmp_path / "back").config == load(canonical / name).config
+    assert load(returned(name, form)).config == load(canonical / name).config
 
 
 def nearest(mask: torch.Tensor, size: list[int], interpolation: object) -> torch.Tensor:
@@ -125,30 +156,50 @@ try:
     raise SystemExit("the project is importable")
 except ModuleNotFoundError:
     pass
-folder, out = sys.argv[1:]
-archives = {n: torch.jit.load(f"{folder}/{n}.jit") for n in ("encoder", "decoder", "autoencoder")}
-results = {}
-for shape in ((1, 3, 17, 64, 64), (2, 3, 9, 48, 80), (1, 3, 1, 32, 48), (1, 3, 33, 32, 32)):
-    generator = torch.Generator().manual_seed(sum(shape))
-    video = torch.rand(shape, generator=generator) * 2 - 1
-    with torch.no_grad():
+def float32(archives):
+    results = {}
+    for shape in ((1, 3, 17, 64, 64), (2, 3, 9, 48, 80), (1, 3, 1, 32, 48), (1, 3, 33, 32, 32)):
+        generator = torch.Generator().manual_seed(sum(shape))
+        video = torch.rand(shape, generator=generator) * 2 - 1
         encoded = archives["encoder"](video)
         assert isinstance(encoded, tuple)
         code = encoded[0]
         results[shape] = (code, archives["decoder"](code), archives["autoencoder"](video))
-torch.save(results, out)
+    return results
+def bfloat16(archives):
+    generator = torch.Generator().manual_seed(0)
+    video = (torch.rand((1, 3, 17, 64, 64), generator=generator) * 2 - 1).bfloat16()
+    code = archives["encoder"](video)[0]
+    return video, code, archives["decoder"](code), archives["autoencoder"](video)
+for dtype, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    names = ("encoder", "decoder", "autoencoder")
+    with torch.no_grad():
+        found = globals()[dtype]({n: torch.jit.load(f"{folder}/{n}.jit") for n in names})
+    torch.save(found, folder + ".pt")
 """
+
+
+@pytest.fixture(scope="module")
+def archives_elsewhere(exported: Exports, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """archives_elsewhere(name, dtype) -> what the archives gave in a process without this project,
+    which runs those of both tokenizers in both dtypes."""
+    kinds = product((tiny.CV_FOLDER, tiny.DV_FOLDER), ("float32", "bfloat16"))
+    arguments = [[dtype, str(exported(name, "jit", dtype))] for name, dtype in kinds]
+    done = run_elsewhere(JIT_PROBE, tmp_path_factory.mktemp("probe"), *chain(*arguments))
+    assert done.returncode == 0, done.stderr
+
+    def found(name: str, dtype: Dtype) -> Path:
+        return exported(name, "jit", dtype).with_suffix(".pt")
+
+    return found
 
 
 @pytest.mark.parametrize("name", [tiny.CV_FOLDER, tiny.DV_FOLDER])
 def test_archives_work_without_this_project_in_sizes_of_any_kind(
-    canonical: Path, tmp_path: Path, name: str
+    canonical: Path, archives_elsewhere: Exports, name: str
 ) -> None:
-    export_model(canonical / name, tmp_path / "out", "jit", dtype="float32")
-    done = run_elsewhere(JIT_PROBE, tmp_path, str(tmp_path / "r.pt"))
-    assert done.returncode == 0, done.stderr
     ours = load_tokenizer(canonical / name, dtype=torch.float32)
-    for shape, (code, decoded, rebuilt) in torch.load(tmp_path / "r.pt").items():
+    for shape, (code, decoded, rebuilt) in torch.load(archives_elsewhere(name, "float32")).items():
         video = torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))) * 2 - 1
         with torch.no_grad():
             if ours.discrete:
@@ -166,27 +217,11 @@ def test_archives_work_without_this_project_in_sizes_of_any_kind(
         assert (decoded - rebuilt).abs().max() < 1e-4
 
 
-BF16_PROBE = """
-import sys, torch
-folder, out = sys.argv[1:]
-generator = torch.Generator().manual_seed(0)
-video = (torch.rand((1, 3, 17, 64, 64), generator=generator) * 2 - 1).bfloat16()
-with torch.no_grad():
-    code = torch.jit.load(f"{folder}/encoder.jit")(video)[0]
-    decoded = torch.jit.load(f"{folder}/decoder.jit")(code)
-    rebuilt = torch.jit.load(f"{folder}/autoencoder.jit")(video)
-torch.save((video, code, decoded, rebuilt), out)
-"""
-
-
 @pytest.mark.parametrize("name", [tiny.CV_FOLDER, tiny.DV_FOLDER])
 def test_archives_in_bf16_work_as_the_published_ones_do(
-    canonical: Path, tmp_path: Path, name: str
+    canonical: Path, archives_elsewhere: Exports, name: str
 ) -> None:
-    export_model(canonical / name, tmp_path / "out", "jit", dtype="bfloat16")
-    done = run_elsewhere(BF16_PROBE, tmp_path, str(tmp_path / "r.pt"))
-    assert done.returncode == 0, done.stderr
-    video, code, decoded, rebuilt = torch.load(tmp_path / "r.pt")
+    video, code, decoded, rebuilt = torch.load(archives_elsewhere(name, "bfloat16"))
     assert decoded.dtype == rebuilt.dtype == torch.bfloat16
     assert decoded.shape == video.shape
     ours = load_tokenizer(canonical / name, dtype=torch.float32)
@@ -207,25 +242,34 @@ try:
 except ModuleNotFoundError:
     pass
 import diffusers
-folder, out, class_name = sys.argv[1:]
-model, info = getattr(diffusers, class_name).from_pretrained(folder, output_loading_info=True)
-assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-torch.save(dict(model.state_dict()), out)
+for class_name, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    model, info = getattr(diffusers, class_name).from_pretrained(folder, output_loading_info=True)
+    bad = [info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")]
+    assert not any(bad), info
+    torch.save(dict(model.state_dict()), folder + ".pt")
 """
+CLASSES = {
+    tiny.DIT_FOLDER: "CosmosTransformer3DModel",
+    tiny.CV_FOLDER: "AutoencoderKLCosmos",
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "class_name"),
-    [(tiny.DIT_FOLDER, "CosmosTransformer3DModel"), (tiny.CV_FOLDER, "AutoencoderKLCosmos")],
-)
-def test_diffusers_loads_an_export_where_this_project_is_not_installed(
-    canonical: Path, tmp_path: Path, name: str, class_name: str
-) -> None:
-    export_model(canonical / name, tmp_path / "out", "diffusers")
-    done = run_elsewhere(DIFFUSERS_PROBE, tmp_path, str(tmp_path / "r.pt"), class_name)
+@pytest.fixture(scope="module")
+def diffusers_elsewhere(exported: Exports, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """diffusers_elsewhere(name) -> the weights that diffusers read in a process without this."""
+    folders = {name: exported(name, "diffusers") for name in CLASSES}
+    arguments = [[CLASSES[name], str(folder)] for name, folder in folders.items()]
+    done = run_elsewhere(DIFFUSERS_PROBE, tmp_path_factory.mktemp("probe"), *chain(*arguments))
     assert done.returncode == 0, done.stderr
+    return lambda name: folders[name].with_suffix(".pt")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_diffusers_loads_an_export_where_this_project_is_not_installed(
+    canonical: Path, diffusers_elsewhere: Exports, name: str
+) -> None:
     rename = names.dit_to_diffusers if name == tiny.DIT_FOLDER else names.tokenizer_to_diffusers
-    theirs = torch.load(tmp_path / "r.pt", weights_only=True)
+    theirs = torch.load(diffusers_elsewhere(name), weights_only=True)
     ours = {
         renamed: value
         for key, value in load_state_dict(canonical / name).items()
@@ -236,13 +280,13 @@ def test_diffusers_loads_an_export_where_this_project_is_not_installed(
 
 
 def run_elsewhere(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A script beside `out`, in a process that can import torch and diffusers but not this."""
+    """A script in a process that can import torch and diffusers but not this."""
     site = Path(torch.__file__).parent.parent
     # -S keeps the editable install's path file from being read; torch itself is on PYTHONPATH.
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     path = folder / "probe.py"
     path.write_text(script)
-    command = [sys.executable, "-S", str(path), str(folder / "out"), *arguments]
+    command = [sys.executable, "-S", str(path), *arguments]
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
 
 

@@ -73,7 +73,7 @@ def test_every_shape_of_clip_is_compiled() -> None:
     encode = fold_encoder(make(CONFIGS["CV8x8x8 geometry"]), torch.float32)
     counter = CompileCounterWithBackend("eager")
     compiled = compiled_by_shape(encode, counter)
-    shapes = [(clips, frames, 16, 32) for clips in (1, 2, 3) for frames in (1, 9, 17, 25)]
+    shapes = [(clips, frames, 16, 32) for clips in (1, 2, 3) for frames in (1, 9, 17)]
     for shape in [*shapes, *shapes]:
         video = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
         torch.testing.assert_close(compiled(video), encode(video), rtol=1e-4, atol=1e-4)

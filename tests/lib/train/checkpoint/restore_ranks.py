@@ -1,8 +1,8 @@
-"""One rank that saves or restores a small state: ``restore_ranks.py ORDER.json RANK``.
+"""One rank that saves or restores small states in turn: ``restore_ranks.py ORDERS.json RANK``.
 
-The order names world, the run's folder, the dimension that is cut, ranks of a node, what to do, and
-the rank that cannot fetch.
-Each rank leaves ``rank-N.json``: the files it fetched, and what came back or the error.
+An order names world, the run's folder, the dimension that is cut, ranks of a node, what to do, and
+the rank that cannot fetch. An order of fewer ranks leaves the others waiting. Each rank leaves
+``rank-N.json`` beside the run: the files it fetched, and what came back or the error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,7 +52,12 @@ def whole(number: int) -> torch.Tensor:
 
 
 def main(path: Path, rank: int) -> None:
-    order = json.loads(path.read_text())
+    for order in json.loads(path.read_text()):
+        if rank < order["world"]:
+            carry_out(order, rank)
+
+
+def carry_out(order: dict[str, Any], rank: int) -> None:
     world, per_node, dim = order["world"], order["per_node"], order["dim"]
     os.environ |= {
         **{"RANK": str(rank), "WORLD_SIZE": str(world)},
@@ -94,7 +100,7 @@ def main(path: Path, rank: int) -> None:
         except UserError as error:
             report["stopped"] = str(error)
     report["fetched"] = [name for name in place.fetched if name.endswith(".safetensors")]
-    (path.parent / f"rank-{rank}.json").write_text(json.dumps(report))
+    (Path(order["run"]).parent / f"rank-{rank}.json").write_text(json.dumps(report))
     stop_processes()
 
 

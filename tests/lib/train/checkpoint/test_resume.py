@@ -1,7 +1,8 @@
 """Killed, terminated and moved trainings end exactly as the undisturbed one, on a real store.
 
 The short form interrupts a run once in each way. COSMOS_RESUME_CAMPAIGN=20 makes it twenty
-interruptions at random steps.
+interruptions at random steps. Tests share what none of them changes: the undisturbed run, and a
+killed one of which each test damages a copy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +24,12 @@ import pytest
 import torch
 
 from components.lib.store import ObjectStore
+from components.lib.store.embedded import EmbeddedStore
 
 pytestmark = pytest.mark.resume
 CAMPAIGN = int(os.environ.get("COSMOS_RESUME_CAMPAIGN", "3"))
 STEPS = max(24, 6 * CAMPAIGN)
+LOW_RANK = ("model.lora.rank=4", "optim.config.lr=1e-2")
 PATIENCE_S = 400  # only a hang takes longer, however loaded the machine is
 
 
@@ -90,9 +94,11 @@ class Run:
             shutil.rmtree(self.log)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_run(
-    diffusion_arguments: list[str], store_env: dict[str, str], tmp_path: Path, storage_root: str
+    diffusion_arguments: list[str],
+    embedded_store: EmbeddedStore,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Run]:
     """make_run(name, *more arguments)"""
     arguments = [
@@ -104,13 +110,60 @@ def make_run(
         "log.ckpt.every_n_train_steps=3",
         "data.global_batch_size=2",
     ]
-    env = {**store_env, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **embedded_store.env, "OMP_NUM_THREADS": "1"}
+    root = f"s3://cosmos/resume-{uuid.uuid4().hex[:12]}"
 
     def make(name: str, *more: str) -> Run:
-        (tmp_path / name).mkdir()
-        return Run([*arguments, *more], env, tmp_path / name, f"{storage_root}/{name}/")
+        folder = tmp_path_factory.mktemp(name)
+        return Run([*arguments, *more], env, folder, f"{root}/{folder.name}/")
 
     return make
+
+
+@pytest.fixture(scope="module")
+def calm_runs(
+    make_run: Callable[..., Run],
+    trainings: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Run]:
+    """The undisturbed runs, to compare with, trained by the same two processes."""
+    runs = {"whole": make_run("calm"), "low rank": make_run("calm-low-rank", *LOW_RANK)}
+    runs["low rank"].ranks = 1
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in runs["whole"].env.items():
+            patch.setenv(name, value)
+        trainings(
+            tmp_path_factory.mktemp("calm-runs"),
+            [
+                {
+                    "world": run.ranks,
+                    "folder": str(run.log),
+                    "arguments": [*run.arguments, f"log.store_uri={run.uri}"],
+                }
+                for run in runs.values()
+            ],
+        )
+    return runs
+
+
+@pytest.fixture(scope="module")
+def killed(make_run: Callable[..., Run]) -> Run:
+    """A run whose machine died after step 10: saved at 3, 6 and 9, each after the one before."""
+    run = make_run("killed")
+    run.interrupt("kill the launcher", 10)
+    return run
+
+
+@pytest.fixture
+def killed_copy(killed: Run, make_run: Callable[..., Run], shared_client: ObjectStore) -> Run:
+    """The same, to be damaged."""
+    copy = make_run("copy")
+    shutil.copytree(killed.log, copy.log)
+    for info in list(shared_client.list(killed.uri)):
+        shared_client.put_bytes(
+            copy.uri + info.uri.removeprefix(killed.uri), shared_client.get_bytes(info.uri)
+        )
+    return copy
 
 
 def trace(store: ObjectStore, run: Run) -> list[tuple[object, ...]]:
@@ -137,10 +190,8 @@ def assert_same(store: ObjectStore, rough: Run, calm: Run, hint: str = "") -> No
 
 @pytest.mark.timeout(1200 + 400 * CAMPAIGN)
 def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
-    make_run: Callable[..., Run], store: ObjectStore
+    make_run: Callable[..., Run], calm_runs: dict[str, Run], store: ObjectStore
 ) -> None:
-    calm = make_run("calm")
-    calm.finish()
     rough = make_run("rough")
     seed = int(os.environ.get("COSMOS_RESUME_SEED", "1"))
     random.seed(seed)
@@ -149,7 +200,7 @@ def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
         last = rough.reached() if rough.log.is_dir() else 0
         rough.interrupt(ways[number % 3], min(last + random.randint(2, 6), STEPS - 1))
     rough.finish()
-    assert_same(store, rough, calm, f"seed {seed}")
+    assert_same(store, rough, calm_runs["whole"], f"seed {seed}")
     said = rough.output.read_text()
     assert said.count("resuming from") >= min(CAMPAIGN, 3) - 1
     if CAMPAIGN >= 2:
@@ -157,22 +208,21 @@ def test_interrupted_training_equals_the_undisturbed_one_bit_by_bit(
 
 
 def test_interrupted_low_rank_training_equals_the_undisturbed_one(
-    make_run: Callable[..., Run], store: ObjectStore, dit_folder: Path
+    make_run: Callable[..., Run], calm_runs: dict[str, Run], store: ObjectStore, dit_folder: Path
 ) -> None:
     """A checkpoint holds the factors alone; the base comes from where it came from at first.
 
-    One rank: `test_layouts` resumes such a training on several.
+    One rank: `test_layouts` resumes such a training on several. The long form also kills it.
     """
     from components.lib.cosmos.model_folder import load_state_dict
 
-    low_rank = ("model.lora.rank=4", "optim.config.lr=1e-2")
-    calm, rough = make_run("calm", *low_rank), make_run("rough", *low_rank)
-    calm.ranks = rough.ranks = 1
-    calm.finish()
-    rough.interrupt("kill a rank", 5)
+    rough = make_run("low-rank", *LOW_RANK)
+    rough.ranks = 1
+    if CAMPAIGN > 3:
+        rough.interrupt("kill a rank", 5)
     rough.interrupt("terminate", 9)
     rough.finish()
-    assert_same(store, rough, calm)
+    assert_same(store, rough, calm_runs["low rank"])
     base, trained = load_state_dict(dit_folder), weights(store, rough, "model")
     assert any(not torch.equal(base[name], trained[name]) for name in base)
     said = rough.output.read_text()
@@ -180,27 +230,24 @@ def test_interrupted_low_rank_training_equals_the_undisturbed_one(
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
-    make_run: Callable[..., Run], store: ObjectStore
+    killed_copy: Run, calm_runs: dict[str, Run], store: ObjectStore
 ) -> None:
-    calm, rough = make_run("calm"), make_run("rough")
-    calm.finish()
-    rough.interrupt("kill the launcher", 10)  # saves at 3, 6 and 9, each after the one before
+    rough = killed_copy
     saved = sorted(info.uri for info in store.list(rough.uri + "checkpoints/"))
     newest = [uri for uri in saved if uri.endswith("/manifest.json")][-1].rsplit("/", 1)[0]
     store.put_bytes(next(uri for uri in saved if uri.startswith(f"{newest}/shard")), b"other bytes")
     rough.finish()
-    assert_same(store, rough, calm)
+    assert_same(store, rough, calm_runs["whole"])
     said = rough.output.read_text()
     assert f"{newest[len(rough.uri) :]}/ cannot be read" in said
     assert "resuming from checkpoints/step-" in said
 
 
 def test_a_run_of_which_nothing_can_be_read_does_not_begin_anew_by_itself(
-    make_run: Callable[..., Run], store: ObjectStore
+    killed_copy: Run, store: ObjectStore
 ) -> None:
     """Days of training are not given up without asking."""
-    run = make_run("run")
-    run.interrupt("kill the launcher", 7)
+    run = killed_copy
     before = {info.uri for info in store.list(run.uri)}
     for uri in before:
         if uri.endswith(".safetensors"):

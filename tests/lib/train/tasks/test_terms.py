@@ -42,6 +42,7 @@ def runs(
     """Folders `constant`, `scheduled`, and `resumed`: the second one, interrupted after a step."""
     root = tmp_path_factory.mktemp("terms")
     common = [*tokenizer_arguments, f"model.vgg_path={vgg}", "trainer.max_steps=4"]
+    common.append("trainer.val_check_interval=0")
     scheduled = [*common, *SCHEDULE]
     scenarios = {
         "constant": [*common, "model.perceptual_weight=[0.1, 0.1]"],
