@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from components.lib.cosmos import compiler, inference
 from components.lib.cosmos.compiler import has_compiler
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.inference import (
     LARGE,
@@ -75,7 +76,8 @@ def test_compiling_when_asked_changes_nothing_but_speed() -> None:
     before = counters["stats"]["unique_graphs"]
     choice = speed_up_dit(fast, True)
     assert "compiled" in choice and "not compiled" not in choice
-    x, text = torch.randn(1, config.latent_channels, 2, 8, 8), torch.randn(1, 8, config.text_dim)
+    x = torch.randn(1, config.latent_channels, 2, 8, 8)
+    text = Conditions(torch.randn(1, 8, config.text_dim))
     with torch.no_grad():
         torch.testing.assert_close(
             fast(x, torch.zeros(1), text), plain(x, torch.zeros(1), text), rtol=1e-4, atol=1e-5

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from components.lib.cosmos.conditions import Conditions
 from components.lib.cosmos.dit.network import DIT_PRESETS, DiT
 from components.lib.cosmos.tokenizer.fsq import FSQ
 from components.lib.train.engine import Engine
@@ -55,7 +56,8 @@ def test_attention_never_holds_tokens_by_tokens() -> None:
     tokens = 4 * 32 * 32
     model = DiT(config)
     with Largest():
-        out = model(torch.zeros(1, 16, 4, 64, 64), torch.zeros(1), torch.zeros(1, 8, 64))
+        text = Conditions(torch.zeros(1, 8, 64))
+        out = model(torch.zeros(1, 16, 4, 64, 64), torch.zeros(1), text)
         out.square().mean().backward()
     assert largest < tokens * tokens / 4
     assert largest >= tokens * config.ffn  # the widest activation, so something was measured
