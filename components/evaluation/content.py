@@ -37,7 +37,7 @@ HIGHER = {"psnr", "ssim", "ms_ssim"}
 SHOWN_ROWS = 24
 
 
-class Findings(NamedTuple):
+class ModelComparison(NamedTuple):
     """A comparison of the candidate with another model on one set."""
 
     role: ModelRole
@@ -45,9 +45,9 @@ class Findings(NamedTuple):
     comparison: Comparison
 
 
-def comparisons(evaluation: Evaluation) -> list[Findings]:
+def comparisons(evaluation: Evaluation) -> list[ModelComparison]:
     """Candidate against base and production, on every set, by the deciding metric."""
-    findings = []
+    compared = []
     for name in evaluation.sets:
         new = evaluation.clips("candidate", name)
         others: tuple[ModelRole, ...] = ("base", "production")
@@ -55,13 +55,13 @@ def comparisons(evaluation: Evaluation) -> list[Findings]:
             old = evaluation.clips(role, name)
             result = compare(old, new, evaluation.metric, evaluation.better)
             if result is not None:
-                findings.append(Findings(role, name, result))
-    return findings
+                compared.append(ModelComparison(role, name, result))
+    return compared
 
 
-def sentence(findings: Findings, evaluation: Evaluation) -> tuple[str, Mood, str]:
+def sentence(compared: ModelComparison, evaluation: Evaluation) -> tuple[str, Mood, str]:
     """(word, mood, sentence) for one comparison."""
-    result = findings.comparison
+    result = compared.comparison
     certain = math.isfinite(result.low)
     if certain and result.low > 0:
         word, mood = "better", "good"
@@ -73,8 +73,8 @@ def sentence(findings: Findings, evaluation: Evaluation) -> tuple[str, Mood, str
         word = "better, one clip" if result.improvement > 0 else "not better, one clip"
         mood = "warn"
     label = LABELS[evaluation.metric]
-    against = "its base" if findings.role == "base" else "the model in production"
-    where = "" if findings.set_name == HELD_OUT else f" on {SET_NAMES[findings.set_name]}"
+    against = "its base" if compared.role == "base" else "the model in production"
+    where = "" if compared.set_name == HELD_OUT else f" on {SET_NAMES[compared.set_name]}"
     text = (
         f"{label[:1].upper()}{label[1:]}{where} went from {result.old:.4g} to {result.new:.4g} "
         f"against {against}: improvement {result.text}."

@@ -2,8 +2,6 @@
 
 A video is its content (sha256); the same content may lie under several names, and it is copied into
 data sets (tar shards hold the clip, latent shards what was made of it). Those can be made again
-from components.lib.manifest import file_sha256
-from components.lib.manifest import file_sha256, file_sha256
 from the videos that remain, so they are deleted whole, manifest first, and nothing half-deleted is
 ever read. Model versions are not: a person decides whether to retrain and promote, or to roll back.
 Discovery's records, lineage and ledger keep the name and the hash, which is how the question "who

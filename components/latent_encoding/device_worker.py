@@ -20,7 +20,7 @@ from components.lib.system.child_process import die_with_parent
 
 
 class _Reporter:
-    """A Task that tells the parent."""
+    """A `ProgressTask` that tells the parent."""
 
     def __init__(self, stream: IO[str]) -> None:
         self.stream = stream

@@ -101,12 +101,12 @@ class Registry:
         return self._state(states[-1]) if states else None
 
     def _states(self) -> list[str]:
-        versions = {
+        states = {
             int(match[1]): info.uri
             for info in self.store.list(self.uri + "production/")
             if (match := _STATE.search(info.uri))
         }
-        return [versions[number] for number in sorted(versions)]
+        return [states[number] for number in sorted(states)]
 
     def _state(self, uri: str) -> Pointer:
         try:
@@ -119,12 +119,12 @@ class Registry:
 
     def versions(self) -> list[int]:
         """Numbers of the complete versions, ascending."""
-        pointers = []
+        numbers = []
         for info in self.store.list(self.uri + "versions/"):
             number, _, rest = info.uri[len(self.uri + "versions/") :].partition("/")
             if rest == MANIFEST_NAME and number.isdigit():
-                pointers.append(int(number))
-        return sorted(pointers)
+                numbers.append(int(number))
+        return sorted(numbers)
 
     def load(self, version: int) -> Manifest:
         """A version's manifest. Raises UserError naming the versions there are."""
@@ -153,12 +153,12 @@ class Registry:
             return number
 
     def _claims(self) -> list[tuple[int, str]]:
-        names = []
+        claims = []
         for info in self.store.list(self.uri + "versions/"):
             number, _, rest = info.uri[len(self.uri + "versions/") :].partition("/")
             if rest == "claim.json" and number.isdigit():
-                names.append((int(number), self._claimed_by(info.uri)))
-        return sorted(names)
+                claims.append((int(number), self._claimed_by(info.uri)))
+        return sorted(claims)
 
     def _claimed_by(self, uri: str) -> str:
         return Claim.model_validate_json(self.store.get_bytes(uri)).digest

@@ -73,7 +73,7 @@ def make_plan(
     seed: int = 0,
     scenes: Scenes | None = None,
 ) -> ShardingPlan:
-    """ShardingPlan the shards of usable videos.
+    """Plan the shards of usable videos.
 
     ``scenes`` cuts videos into their scenes. ``clip_frames`` cuts videos, or their scenes, into
     clips of that length; the frames left at the end of each are dropped, and what is shorter than

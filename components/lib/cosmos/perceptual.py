@@ -58,14 +58,14 @@ class VGG16Features(nn.Module):
     def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
         """The five compared activations of frames [N, 3, H, W] in [-1, 1]."""
         x = (frames - self.shift) / self.scale
-        found, number = [], 0
+        activations, number = [], 0
         for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
                 number += 1
                 if number in TAPS:
-                    found.append(x)
-        return found
+                    activations.append(x)
+        return activations
 
 
 def load_vgg16(folder: Path) -> VGG16Features:
@@ -80,10 +80,10 @@ def load_vgg16(folder: Path) -> VGG16Features:
         read_weights,
     )
 
-    found_config = read_model_config(folder)
-    if found_config.family != "vgg16":
-        raise UserError(f"model.vgg_path holds a {found_config.family}, not a VGG16.")
-    model = VGG16Features(VGGConfig.model_validate(found_config.config).channels)
+    stored_config = read_model_config(folder)
+    if stored_config.family != "vgg16":
+        raise UserError(f"model.vgg_path holds a {stored_config.family}, not a VGG16.")
+    model = VGG16Features(VGGConfig.model_validate(stored_config.config).channels)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     stored = {
         name: spec.shape for name, spec in read_specs(folder).items() if name.startswith("features")

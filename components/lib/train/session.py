@@ -22,9 +22,9 @@ import torch.distributed as dist
 
 from components.lib.contract import UserError
 from components.lib.manifest import FileEntry
-from components.lib.run_files import RESULT, SETTINGS
+from components.lib.run_files import METRICS, RESULT, SETTINGS
 from components.lib.store import ObjectStore
-from components.lib.train.checkpoint.checkpoint import METRICS, Checkpoints, DamagedCheckpoint
+from components.lib.train.checkpoint.checkpoint import Checkpoints, DamagedCheckpoint
 from components.lib.train.checkpoint.storage import (
     FolderManifest,
     FolderStorage,

@@ -42,13 +42,13 @@ def find_scenes(
 
 def changes(frames: Iterable[RGB]) -> list[float]:
     """Mean absolute difference of each frame to the one before; 0 for the first."""
-    cuts: list[float] = []
+    differences: list[float] = []
     before = None
     for frame in frames:
         picture = frame.astype(np.int16)
-        cuts.append(0.0 if before is None else float(np.abs(picture - before).mean()))
+        differences.append(0.0 if before is None else float(np.abs(picture - before).mean()))
         before = picture
-    return cuts
+    return differences
 
 
 def scenes_between(

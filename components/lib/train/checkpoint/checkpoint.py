@@ -1,6 +1,6 @@
 """Checkpoints: written while training goes on, visible only when complete, readable at any layout.
 
-A save has this rank's shards copied to the host (`staging`) and returns. A thread then has them
+A save has this rank's shards copied to the host (`host_copies`) and returns. A thread then has them
 written as torch's distributed checkpoint (DCP) plans it, in safetensors files that are uploaded as
 they come (`shard_files`), and the first rank adds the manifest last. The thread's collectives run
 on a gloo group of their own, so they never interleave with training's. DCP describes each shard's

@@ -1,12 +1,12 @@
 """The recipes, by the names the guides give to `--factory`.
 
 Hyperparameters are the reference's: lr 1e-6 constant, no weight decay, clip 1.0, on eight GPUs
-tensor parallel 8 with sequence parallel for the DiTs (on fewer: see `choices`); AdamW (0.5, 0.999),
-lr 1e-4, weight decay 0.01, no clipping for the tokenizers. What differs on purpose: fp32 master
-weights always; seeded random clips instead of the top-left corner of the first frames; compiled
-blocks that recompute only what memory asks for, instead of everything. The successor's warm-up,
-decay, EMA and augmentation are a few overrides away. The tiny recipes learn something visible on
-two CPU cores in a minute.
+tensor parallel 8 with sequence parallel for the DiTs (on fewer: see `auto_layout`); AdamW (0.5,
+0.999), lr 1e-4, weight decay 0.01, no clipping for the tokenizers. What differs on purpose: fp32
+master weights always; seeded random clips instead of the top-left corner of the first frames;
+compiled blocks that recompute only what memory asks for, instead of everything. The successor's
+warm-up, decay, EMA and augmentation are a few overrides away. The tiny recipes learn something
+visible on two CPU cores in a minute.
 """
 
 from __future__ import annotations
